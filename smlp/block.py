@@ -1,0 +1,158 @@
+"""The sMLP block: the plain PyTorch reference that every other implementation is held against."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smlp.functional import smlp
+
+
+class SMLPBlock(nn.Module):
+    """Sparse-MLP token mixing: project along H, project along W, keep the identity, fuse by 1x1.
+
+    Section 3.2 of "Sparse MLP for Image Recognition: Is Self-Attention Really Necessary?"
+    (arXiv 2109.05422)::
+
+        x_h[b, c, h, w] = sum_k proj_h.weight[h, k] * x[b, c, k, w] + proj_h.bias[h]
+        x_w[b, c, h, w] = sum_k proj_w.weight[w, k] * x[b, c, h, k] + proj_w.bias[w]
+        out = fuse(concat(x_h, x_w, x))          # 1x1 convolution, 3C -> C
+
+    A state dict loads from any of the published layouts: ``fuse.weight`` as ``[C, 3C]`` (a linear
+    layer) or ``[C, 3C, 1, 1]`` (a convolution), and the paper's own, whose projections are 1x1
+    convolutions with the names of the axes swapped and whose concatenation starts with identity.
+
+    Args:
+        height: H, the number of rows of the input; at least 1.
+        width: W, the number of columns of the input; at least 1.
+        channels: C, the number of channels of input and output; at least 1.
+        fuse_bias: whether ``fuse`` has a bias, as in common PyTorch ports; the paper's has none.
+        device: where the parameters are created.
+        dtype: floating-point type of the parameters.
+
+    Raises:
+        ValueError: if a size is smaller than 1.
+        TypeError: if a size is not an integer.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        channels: int,
+        *,
+        fuse_bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("height", height), ("width", width), ("channels", channels)):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name}: expected an integer, got {size!r}")
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        self.height, self.width, self.channels = height, width, channels
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.proj_h = nn.Linear(height, height, **factory)
+        self.proj_w = nn.Linear(width, width, **factory)
+        self.fuse = nn.Conv2d(3 * channels, channels, kernel_size=1, bias=fuse_bias, **factory)
+        self.register_load_state_dict_pre_hook(_accept_published_layouts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix a batch of feature maps.
+
+        Args:
+            x: ``[B, channels, height, width]``, the dtype and device of the parameters (any
+                floating dtype under autocast); B may be 0.
+
+        Returns:
+            ``[B, channels, height, width]``.
+
+        Raises:
+            ValueError: if the shape or the device of ``x`` does not fit the block.
+            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype.
+        """
+        self.check_input(x)
+        return smlp(x, *self.weights())
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """The parameters in the order in which :func:`smlp.functional.smlp` takes them."""
+        proj_h, proj_w, fuse = self.proj_h, self.proj_w, self.fuse
+        return proj_h.weight, proj_h.bias, proj_w.weight, proj_w.bias, fuse.weight, fuse.bias
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise the errors that :meth:`forward` documents; returns quietly when ``x`` fits."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+        if x.dim() != 4 or x.shape[1:] != (self.channels, self.height, self.width):
+            raise ValueError(
+                f"x: expected shape [B, {self.channels}, {self.height}, {self.width}], "
+                f"got {list(x.shape)}"
+            )
+        weight = self.fuse.weight
+        if x.device != weight.device:
+            raise ValueError(
+                f"x: expected the parameters' device {weight.device}, got {x.device}; "
+                "move one of them with .to()"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+        if x.dtype != weight.dtype and (
+            x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)
+        ):  # meta: asking about autocast there is an error
+            raise TypeError(
+                f"x: expected the parameters' dtype {weight.dtype}, got {x.dtype}; "
+                "convert one of them with .to() or run under torch.autocast"
+            )
+
+    def extra_repr(self) -> str:
+        return f"height={self.height}, width={self.width}, channels={self.channels}"
+
+
+def _accept_published_layouts(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Rewrite one block's entries of ``state_dict`` (load_state_dict's own copy) to our layout."""
+    if not isinstance(module, SMLPBlock):
+        raise TypeError(f"module: expected an SMLPBlock, got {type(module).__name__}")
+    if f"{prefix}proh_w.weight" in state_dict:  # the paper's code, with its own spelling
+        _from_paper(module, state_dict, prefix)
+    fuse = state_dict.get(f"{prefix}fuse.weight")
+    if isinstance(fuse, Tensor) and fuse.dim() == 2:
+        state_dict[f"{prefix}fuse.weight"] = fuse[:, :, None, None]
+
+
+def _from_paper(block: SMLPBlock, state_dict: dict[str, Any], prefix: str) -> None:
+    """Map the paper's block: its ``proj_h`` mixes W, its ``proh_w`` mixes H, identity is first."""
+    mixes_w = _pop(state_dict, f"{prefix}proj_h.")
+    mixes_h = _pop(state_dict, f"{prefix}proh_w.")
+    for ours, theirs in (("proj_h", mixes_h), ("proj_w", mixes_w)):
+        for name, value in theirs.items():
+            state_dict[f"{prefix}{ours}.{name}"] = as_matrix(value)
+    fuse = state_dict.get(f"{prefix}fuse.weight")
+    if isinstance(fuse, Tensor):
+        state_dict[f"{prefix}fuse.weight"] = identity_last(fuse)
+        if block.fuse.bias is not None and f"{prefix}fuse.bias" not in state_dict:
+            state_dict[f"{prefix}fuse.bias"] = fuse.new_zeros(fuse.shape[0])
+
+
+def as_matrix(weight: Any) -> Any:
+    """Return ``[N, M]`` of the ``[N, M, 1, 1]`` of a 1x1 convolution; anything else as it is."""
+    return weight[:, :, 0, 0] if isinstance(weight, Tensor) and weight.dim() == 4 else weight
+
+
+def identity_last(fuse: Tensor) -> Tensor:
+    """Reorder the columns of the paper's ``fuse``, (identity, W, H), to ours, (H, W, identity).
+
+    Args:
+        fuse: ``[C, 3C, ...]``; what has no three equal groups of columns is returned as it is.
+    """
+    if fuse.dim() < 2 or fuse.shape[1] % 3:
+        return fuse
+    return torch.cat(fuse.chunk(3, dim=1)[::-1], dim=1)
+
+
+def _pop(state_dict: dict[str, Any], prefix: str) -> Mapping[str, Any]:
+    names = [name for name in state_dict if name.startswith(prefix)]
+    return {name.removeprefix(prefix): state_dict.pop(name) for name in names}

@@ -1,0 +1,212 @@
+"""The command ``smlp``: train, and look into a network."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smlp.ablations import ABLATIONS
+from smlp.export import example, export_onnx, largest_difference
+from smlp.features import load_image, receptive_fields
+from smlp.info import as_table, parts
+from smlp.network import PyramidNetwork
+from smlp.pictures import draw_feature_maps, draw_receptive_fields
+from smlp.train import cli as train_cli
+from smlp.train.ablations import CHOSEN, DEFAULTS, run_ablations
+from smlp.train.config import MODELS, TrainConfig
+from smlp.train.models import Trained, build_model, load_network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOISE_IMAGES = 4  # over which an untrained network's receptive field is averaged
+
+Subparsers = Any  # argparse keeps the type of its subparsers to itself
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` and return the exit code."""
+    parser = argparse.ArgumentParser(prog="smlp", description="Sparse-MLP vision networks.")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    train_cli.add_parser(subparsers)
+    _add_ablations(subparsers)
+    for add in (_add_info, _add_fields, _add_features, _add_export):
+        add(subparsers)
+    arguments = parser.parse_args(argv)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def _command(
+    subparsers: Subparsers, name: str, help_text: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    """Add a command whose errors of usage end in one line and exit code 2."""
+
+    def guarded(arguments: argparse.Namespace) -> int:
+        try:
+            run(arguments)
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            print(f"smlp {name}: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."
+    )
+    parser.set_defaults(run=guarded)
+    return parser
+
+
+def _add_ablations(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "ablations", "train every ablation of the paper and compare them", _ablations
+    )
+    train_cli.add_arguments(parser, CHOSEN, **DEFAULTS)
+    parser.add_argument(
+        "--seeds", type=train_cli.integers, default=(0,), help="one run each (default 0)"
+    )
+
+
+def _ablations(arguments: argparse.Namespace) -> None:
+    options = {key: value for key, value in vars(arguments).items() if key not in ("run", "seeds")}
+    print(run_ablations(TrainConfig(**options), arguments.seeds))
+
+
+def _add_network_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="model.pt of a run of smlp train; or the options:")
+    parser.add_argument("--model", choices=MODELS, default="smlpnet_tiny", help="which network")
+    size = train_cli.height_and_width
+    parser.add_argument("--image-size", type=size, metavar="N,N", help="height,width of the images")
+    integers = train_cli.integers
+    parser.add_argument("--depth", type=integers, metavar="N,N", help="layers of each stage")
+    parser.add_argument("--ablation", choices=tuple(ABLATIONS), help="one change to an smlpnet")
+    for name in ("--patch-size", "--in-channels", "--num-classes", "--d-model"):
+        parser.add_argument(name, type=int)
+
+
+def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | None]:
+    """The network of ``--checkpoint`` and how it was trained, or an untrained one of the options.
+
+    Raises:
+        ValueError: if both are given, or sizes do not divide.
+    """
+    names = (
+        "image_size",
+        "depth",
+        "patch_size",
+        "in_channels",
+        "num_classes",
+        "d_model",
+        "ablation",
+    )
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    if arguments.checkpoint is None:
+        torch.manual_seed(0)
+        return build_model(arguments.model, given, fused=False), None
+    if given:
+        raise ValueError(
+            f"checkpoint: expected no sizes beside it, got {', '.join(given)}; it has its own"
+        )
+    trained = load_network(arguments.checkpoint)
+    return trained.network, trained
+
+
+def _add_info(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "info", "parameters, multiply-adds and memory of every stage", _info
+    )
+    _add_network_options(parser)
+    parser.add_argument("--batch-size", type=int, default=1, help="images that memory is for")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    network, _ = _network(arguments)
+    batch_size, dtype = arguments.batch_size, getattr(torch, arguments.dtype)
+    print(as_table(parts(network, batch_size, dtype), batch_size))
+
+
+def _add_fields(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "fields", "picture of the receptive field after some of the layers", _fields
+    )
+    _add_network_options(parser)
+    depths: dict[str, Any] = {"type": train_cli.integers, "metavar": "N,N"}
+    depths["default"] = (1, 2, 3, 4)
+    parser.add_argument("--depths", **depths, help="after how many layers (default 1,2,3,4)")
+    parser.add_argument("--image", help="measure on this image instead of noise")
+    parser.add_argument("--out", default="fields.png", help="the picture (default fields.png)")
+
+
+def _fields(arguments: argparse.Namespace) -> None:
+    network, trained = _network(arguments)
+    size, channels = network.image_size, network.in_channels
+    if arguments.image is None:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(NOISE_IMAGES, channels, *size, generator=generator)
+    else:
+        inputs = load_image(arguments.image, channels, size).unsqueeze(0)
+        inputs = trained.normalised(inputs) if trained else inputs
+    fields = receptive_fields(network, inputs, list(arguments.depths))
+    names = {f"{depth} layer{'s' if depth > 1 else ''}": fields[depth] for depth in fields}
+    title = (
+        f"Receptive field of the central pixel, {'' if trained else 'un'}trained "
+        f"{type(network).__name__} of {sum(network.depth)} layers"
+    )
+    _write(draw_receptive_fields(names, title), arguments.out)
+
+
+def _add_features(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "features", "picture of a trained network's feature maps of an image", _features
+    )
+    parser.add_argument("--checkpoint", required=True, help="model.pt of a run of smlp train")
+    parser.add_argument("--image", required=True, help="an image file")
+    parser.add_argument("--channels", type=int, default=6, help="maps per stage (default 6)")
+    parser.add_argument("--out", default="features.png", help="the picture (default features.png)")
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    trained = load_network(arguments.checkpoint)
+    network = trained.network
+    image = load_image(arguments.image, network.in_channels, network.image_size)
+    with torch.no_grad():
+        maps = network.forward_features(trained.normalised(image.unsqueeze(0)))
+        probabilities = network.mlp_head(maps[-1]).softmax(dim=1)[0]
+    rows = {
+        f"stage {i + 1}\n{' x '.join(map(str, stage.shape[1:]))}": stage[0]
+        for i, stage in enumerate(maps)
+    }
+    best = int(probabilities.argmax())
+    title = f"Feature maps of {type(network).__name__}: class {best}, {probabilities[best]:.0%}"
+    _write(draw_feature_maps(image, rows, channels=arguments.channels, title=title), arguments.out)
+
+
+def _add_export(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "export", "an ONNX file, compared with the network", _export)
+    _add_network_options(parser)
+    parser.add_argument("--out", default="model.onnx", help="the file (default model.onnx)")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    network, trained = _network(arguments)
+    out = _with_folder(arguments.out)
+    export_onnx(network, example(network), out)
+    difference = largest_difference(out, network, example(network, batch=3))
+    print(f"wrote {out}: ONNX Runtime differs by at most {difference:.1e} of the largest output")
+    if trained is not None:
+        print(f"its images: from 0 to 1, minus {trained.mean}, divided by {trained.std}")
+
+
+def _write(figure: "Figure", out: str) -> None:
+    figure.savefig(_with_folder(out))
+    print(f"wrote {out}")
+
+
+def _with_folder(out: str) -> Path:
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

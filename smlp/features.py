@@ -1,0 +1,113 @@
+"""Inside a network: images as it takes them, the layers one by one, the map of every stage."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from smlp.network import PyramidNetwork
+from smlp.receptive_field import receptive_field
+from smlp.smlpnet import SMLPNet, SMLPNetLayer
+from smlp.sparse_mlp import SparseMLP
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def load_image(path: str | Path, in_channels: int, image_size: tuple[int, int]) -> Tensor:
+    """Read an image file: cut its centre to the network's aspect ratio, then resize it.
+
+    Args:
+        path: any format that pillow reads.
+        in_channels: 1 converts to grey, 3 to colour.
+        image_size: (height, width) wanted.
+
+    Returns:
+        ``[in_channels, *image_size]``, float32, from 0 (black) to 1.
+
+    Raises:
+        ValueError: if the file is no image, or the network takes another number of channels.
+        ImportError: if pillow is missing, with the command that installs it.
+    """
+    try:
+        import numpy as np
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError("image: reading one needs pillow: pip install pillow") from error
+    if in_channels not in _MODES:
+        raise ValueError(f"image: expected a network of 1 or 3 input channels, got {in_channels}")
+    height, width = image_size
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.fit(
+                file.convert(_MODES[in_channels]), (width, height), Image.Resampling.BICUBIC
+            )
+    except OSError as error:
+        raise ValueError(f"image: expected an image file, got {path}: {error}") from None
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+    return pixels.reshape(height, width, in_channels).permute(2, 0, 1)
+
+
+def layers(network: PyramidNetwork) -> list[nn.Module]:
+    """Return the layers of all stages in order; each maps ``[B, C, H, W]`` to the same shape.
+
+    Raises:
+        TypeError: if ``network`` is neither a SparseMLP nor an SMLPNet.
+    """
+    if isinstance(network, SMLPNet):
+        return [module for module in network.modules() if isinstance(module, SMLPNetLayer)]
+    if isinstance(network, SparseMLP):
+        return [
+            layer for stage in network.layers for layer in stage.get_submodule("model").children()
+        ]
+    raise TypeError(f"network: expected a SparseMLP or an SMLPNet, got {type(network).__name__}")
+
+
+class UpToLayer(nn.Module):
+    """A network cut off after one of its layers.
+
+    Args:
+        network: the network; it is kept, not copied.
+        depth: how many layers to run, from 1.
+
+    Raises:
+        TypeError: if ``network`` is none of ours.
+        ValueError: if it has fewer layers.
+    """
+
+    def __init__(self, network: PyramidNetwork, depth: int) -> None:
+        super().__init__()
+        every = layers(network)
+        if not 1 <= depth <= len(every):
+            raise ValueError(f"depth: expected 1 to {len(every)} layers, got {depth}")
+        self.network, self.depth = network, depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, in_channels, *image_size]`` to the ``[B, C, H, W]`` after the last layer."""
+        outputs: list[Tensor] = []
+        last = layers(self.network)[self.depth - 1]
+        handle = last.register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
+        try:
+            self.network.forward_features(x)
+        finally:
+            handle.remove()
+        return outputs[0]
+
+
+def receptive_fields(
+    network: PyramidNetwork, inputs: Tensor, depths: list[int]
+) -> dict[int, Tensor]:
+    """Measure the receptive field of the central pixel after some of the layers.
+
+    Args:
+        network: the network, trained or not.
+        inputs: ``[B, in_channels, *image_size]``: noise, or real images.
+        depths: after how many layers.
+
+    Returns:
+        For each depth ``[*image_size]``, see :func:`smlp.receptive_field`.
+
+    Raises:
+        TypeError: if ``network`` is none of ours, or ``inputs`` is no floating-point tensor.
+        ValueError: if a depth or the shape of ``inputs`` does not fit the network.
+    """
+    return {depth: receptive_field(UpToLayer(network, depth), inputs) for depth in depths}

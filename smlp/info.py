@@ -1,0 +1,194 @@
+"""What a network costs, stage by stage: parameters, multiply-adds, memory kept for backward."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from smlp.block import SMLPBlock
+from smlp.network import PyramidNetwork
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cost of one part of a network.
+
+    Attributes:
+        name: of the module.
+        output: shape of what it hands on, without the batch.
+        parameters: how many numbers it learns.
+        macs: multiply-adds of matrix products and convolutions for one image; the fused block has
+            as many.
+        kept: bytes that a training step keeps from forward to backward for the whole batch, without
+            the parameters. What two parts both keep counts for the first.
+        kept_fused: the same with fused blocks, which keep their input alone.
+    """
+
+    name: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    kept: int
+    kept_fused: int
+
+
+def parts(
+    network: PyramidNetwork, batch_size: int = 1, dtype: torch.dtype = torch.float32
+) -> list[Part]:
+    """Count the cost of every stage, of what comes before them and of the head.
+
+    Nothing is computed: a copy of the network runs on torch's meta device, forward in training
+    mode. Multiply-adds are those of ``torch.utils.flop_counter``, halved.
+
+    Args:
+        network: the network, on any device; it is left alone.
+        batch_size: images that memory is counted for.
+        dtype: floating-point type of parameters and activations.
+
+    Returns:
+        One entry per part, in the order in which they run.
+
+    Raises:
+        ValueError: if ``batch_size`` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    shadow = copy.deepcopy(network).to(device="meta", dtype=dtype).train()
+    images = torch.empty(batch_size, network.in_channels, *network.image_size, device="meta")
+    plain = _run(shadow, images.to(dtype))
+    for module in shadow.modules():
+        if isinstance(module, SMLPBlock):
+            module.__class__ = _InputKeepingBlock
+    fused = _run(shadow, images.to(dtype))
+    return [
+        Part(
+            name=name,
+            output=cost.output,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            macs=cost.flops // 2 // batch_size,
+            kept=cost.kept,
+            kept_fused=fused[name].kept,
+        )
+        for (name, module), cost in zip(_parts(shadow), plain.values(), strict=True)
+    ]
+
+
+def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of the network in order, the entries of its lists one by one."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{i}", entry) for i, entry in enumerate(child))
+        else:
+            yield name, child
+
+
+@dataclass
+class _Cost:
+    output: tuple[int, ...] = ()
+    flops: int = 0
+    kept: int = 0
+
+
+def _run(network: nn.Module, images: Tensor) -> dict[str, _Cost]:
+    costs = {name: _Cost() for name, _ in _parts(network)}
+    counter = FlopCounterMode(display=False)
+    with counter, _kept_bytes(network) as kept:
+        handles = []
+        for name, module in _parts(network):
+            before, after = _meters(costs[name], counter, kept)
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after))
+        network(images)
+        for handle in handles:
+            handle.remove()
+    return costs
+
+
+def _meters(
+    cost: _Cost, counter: FlopCounterMode, kept: dict[int, torch.UntypedStorage]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the hooks that read both counters before and after one part."""
+
+    def reading() -> tuple[int, int]:
+        return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
+
+    def before(*_: Any) -> None:
+        cost.flops, cost.kept = (-value for value in reading())
+
+    def after(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        flops, bytes_ = reading()
+        cost.flops, cost.kept = cost.flops + flops, cost.kept + bytes_
+        cost.output = tuple((output if isinstance(output, Tensor) else output[-1]).shape[1:])
+
+    return before, after
+
+
+@contextmanager
+def _kept_bytes(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """Collect the storages that autograd saves for backward, each once, parameters left out."""
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # alive, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+class _InputKeepingBlock(SMLPBlock):
+    """Keeps what the fused block keeps, on a device without kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = _KeepInput.apply(x, *self.weights())
+        return output
+
+
+class _KeepInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        return torch.empty_like(x)
+
+
+def as_table(network_parts: list[Part], batch_size: int = 1) -> str:
+    """Lay :func:`parts` out as Markdown, with a last row of sums."""
+    header = (
+        "part",
+        "output",
+        "parameters",
+        "MMAC / image",
+        f"kept, batch {batch_size} (MiB)",
+        "with fused blocks (MiB)",
+    )
+    rows = [
+        (part.name, " x ".join(map(str, part.output)), *_numbers([part])) for part in network_parts
+    ]
+    rows.append(("total", "", *_numbers(network_parts)))
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    rule = [("-" * (width - 1)) + (":" if i > 1 else "-") for i, width in enumerate(widths)]
+    return "\n".join(
+        "| " + " | ".join(_aligned(row, widths)) + " |" for row in (header, tuple(rule), *rows)
+    )
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> Iterator[str]:
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.rjust(width) if column > 1 else cell.ljust(width)
+
+
+def _numbers(some: list[Part]) -> tuple[str, str, str, str]:
+    return (
+        f"{sum(part.parameters for part in some):,}",
+        f"{sum(part.macs for part in some) / 1e6:,.2f}",
+        f"{sum(part.kept for part in some) / 2**20:,.2f}",
+        f"{sum(part.kept_fused for part in some) / 2**20:,.2f}",
+    )

@@ -1,0 +1,155 @@
+"""The state-dict layouts sMLP weights come in, as rules between our entries and theirs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smlp.block import SMLPBlock, as_matrix, identity_last
+from smlp.smlpnet import SMLPNet
+from smlp.sparse_mlp import SparseMLPStage
+
+OURS = "smlp"
+SPACH = "spach"
+PORT = "port"
+LINEAR_FUSE = "external-attention"
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _as_conv(weight: Tensor) -> Tensor:
+    return weight[:, :, None, None] if weight.dim() == 2 else weight
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one entry of a model's state dict relates to one of another layout.
+
+    Attributes:
+        ours: the name in the model's state dict.
+        theirs: the name in the other layout.
+        how: what happens to the values, in words; empty if nothing.
+        to_ours: maps their tensor to ours; the identity on what does not have their shape.
+        to_theirs: maps our tensor to theirs.
+        if_absent: what our entry becomes, given its present value, where theirs does not exist;
+            None if it has to.
+    """
+
+    ours: str
+    theirs: str
+    how: str = ""
+    to_ours: Callable[[Tensor], Tensor] = _same
+    to_theirs: Callable[[Tensor], Tensor] = _same
+    if_absent: Callable[[Tensor], Tensor] | None = None
+
+
+# A module of SMLPNetLayer and its place in the paper's code; {} is the layer's number, counted
+# through all stages.
+_PAPER_LAYER = {
+    "local.norm": "token_mix.{}.0.conv_merge.BN",
+    "local.conv": "token_mix.{}.0.conv_merge.Conv",
+    "mix.norm": "token_mix.{}.1.BN",
+    "norm_mlp": "channel_mix.{}.1",
+    "mlp.0": "channel_mix.{}.2.net.0",
+    "mlp.2": "channel_mix.{}.2.net.3",
+}
+_PAPER_BLOCK = "token_mix.{}.1."
+
+
+def paper_rules(network: SMLPNet) -> list[Rule]:
+    """Return one rule per entry of ``network``, to the layout of the paper's code.
+
+    That is microsoft/SPACH, ``models/smlp.py``; pytorch-attention has the same names.
+    """
+    renamed = {"mlp_head.0": "batch_norm", "mlp_head.2": "mlp_head.0"}
+    blocks = {}
+    number = 0
+    for stage, layers in enumerate(network.depth):
+        renamed[f"stages.{stage}.0"] = f"to_patch_embedding.{stage}.0"
+        for layer in range(1, layers + 1):
+            ours = f"stages.{stage}.{layer}"
+            blocks[f"{ours}.mix.block."] = _PAPER_BLOCK.format(number)
+            for module, theirs in _PAPER_LAYER.items():
+                renamed[f"{ours}.{module}"] = theirs.format(number)
+            number += 1
+    rules = []
+    for name in network.state_dict():
+        module, _, entry = name.rpartition(".")
+        if module in renamed:
+            rules.append(_plain(name, f"{renamed[module]}.{entry}"))
+    for ours, theirs in blocks.items():
+        rules += _paper_block(ours, theirs, has_bias=False)
+    return rules
+
+
+def rules_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[str, list[Rule]]:
+    """Recognise the layout of ``state`` and return its name and one rule per entry of ``model``."""
+    if isinstance(model, SMLPNet) and any(
+        name.startswith(("token_mix.", "to_patch_embedding.")) for name in state
+    ):
+        return SPACH, paper_rules(model)
+    layout = PORT if any(True for _ in unused(model, state)) else OURS
+    rules = {name: _plain(name, name) for name in model.state_dict()}
+    for path, block in model.named_modules():
+        if not isinstance(block, SMLPBlock):
+            continue
+        prefix = f"{path}." if path else ""
+        fuse = f"{prefix}fuse.weight"
+        if f"{prefix}proh_w.weight" in state:
+            layout = SPACH
+            new = _paper_block(prefix, prefix, has_bias=block.fuse.bias is not None)
+            rules.update({rule.ours: rule for rule in new})
+        elif isinstance(state.get(fuse), Tensor) and state[fuse].dim() == 2:
+            layout = LINEAR_FUSE
+            rules[fuse] = Rule(fuse, fuse, "linear layer to 1x1 convolution", _as_conv, as_matrix)
+    return layout, list(rules.values())
+
+
+def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names in ``state`` that the port saves and never uses.
+
+    They belong to a patch merging after its last stage.
+    """
+    for path, stage in model.named_modules():
+        if isinstance(stage, SparseMLPStage) and isinstance(stage.patch_merge, nn.Identity):
+            prefix = f"{path}.patch_merge." if path else "patch_merge."
+            yield from (name for name in state if name.startswith(prefix))
+
+
+def _plain(ours: str, theirs: str) -> Rule:
+    # A counter that only BatchNorm without momentum reads; not every framework has it.
+    keep = _same if ours.endswith("num_batches_tracked") else None
+    return Rule(ours, theirs, if_absent=keep)
+
+
+def _paper_block(ours: str, theirs: str, *, has_bias: bool) -> list[Rule]:
+    """Return the rules of one block: the names of its axes are swapped there, identity is first."""
+    rules = []
+    for our_axis, their_axis in (("proj_h", "proh_w"), ("proj_w", "proj_h")):
+        rules += [
+            Rule(
+                f"{ours}{our_axis}.weight",
+                f"{theirs}{their_axis}.weight",
+                "1x1 convolution to linear layer, axis named the other way round",
+                as_matrix,
+                _as_conv,
+            ),
+            Rule(
+                f"{ours}{our_axis}.bias",
+                f"{theirs}{their_axis}.bias",
+                "axis named the other way round",
+            ),
+        ]
+    # Reversing three groups of columns is its own inverse.
+    how = "columns reordered: identity, W, H to H, W, identity"
+    rules.append(
+        Rule(f"{ours}fuse.weight", f"{theirs}fuse.weight", how, identity_last, identity_last)
+    )
+    if has_bias:
+        bias = f"{ours}fuse.bias"
+        rules.append(Rule(bias, f"{theirs}fuse.bias", if_absent=torch.zeros_like))
+    return rules

@@ -1,0 +1,151 @@
+"""What the networks share: sizes, the check of the images, features, and use as a backbone."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from smlp.sizes import Size, as_pair, check_images, positive_int, positive_ints, stage_sizes
+
+
+class PyramidNetwork(nn.Module):
+    """Base of the networks: stages that halve the feature map and double its channels, then a head.
+
+    A subclass builds its modules and ``mlp_head``, and implements :meth:`run_stages`.
+
+    Attributes:
+        image_size: (height, width) of the images.
+        patch_size: (height, width) of the patches.
+        in_channels: channels of the images.
+        num_classes: outputs of the head.
+        depth: the number of layers of each stage.
+        channels: the number of channels of each stage.
+
+    Args:
+        image_size: height and width of the images, or one number for both.
+        patch_size: height and width of a patch, or one number for both.
+        in_channels: channels of the images.
+        num_classes: outputs of the head.
+        d_model: channels of the first stage; each further stage has twice as many.
+        depth: the number of layers of each stage.
+        expansion_factor: hidden channels of the channel MLPs per channel.
+
+    Raises:
+        TypeError: if a size is no integer, or no pair of them.
+        ValueError: if a size is smaller than 1, if the image does not divide into patches, or if
+            the feature map cannot be halved between stages.
+    """
+
+    mlp_head: nn.Module
+
+    def __init__(
+        self,
+        image_size: Size,
+        patch_size: Size,
+        in_channels: int,
+        num_classes: int,
+        d_model: int,
+        depth: Sequence[int],
+        expansion_factor: int,
+    ) -> None:
+        super().__init__()
+        self.image_size = as_pair("image_size", image_size)
+        self.patch_size = as_pair("patch_size", patch_size)
+        self.in_channels = positive_int("in_channels", in_channels)
+        self.num_classes = positive_int("num_classes", num_classes)
+        self.depth = positive_ints("depth", depth)
+        positive_int("d_model", d_model)
+        positive_int("expansion_factor", expansion_factor)
+        self.channels = tuple(d_model << stage for stage in range(len(self.depth)))
+        stage_sizes(self.image_size, self.patch_size, len(self.depth))
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each stage's feature map."""
+        return stage_sizes(self.image_size, self.patch_size, len(self.depth))
+
+    @property
+    def strides(self) -> list[tuple[int, int]]:
+        """(vertical, horizontal) pixels of the image per pixel of each stage's feature map."""
+        rows, columns = self.patch_size
+        return [(rows << stage, columns << stage) for stage in range(len(self.depth))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: ``[B, in_channels, *image_size]``, floating point.
+
+        Returns:
+            Logits, ``[B, num_classes]``.
+
+        Raises:
+            TypeError: if ``x`` is no floating-point tensor.
+            ValueError: if its shape is another.
+        """
+        return self.mlp_head(self.forward_features(x)[-1])
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Return the feature map of every stage, finest first, before the head's normalisation.
+
+        Args:
+            x: ``[B, in_channels, *image_size]``, floating point.
+
+        Returns:
+            One ``[B, channels[s], *sizes[s]]`` per stage s.
+
+        Raises:
+            TypeError: if ``x`` is no floating-point tensor.
+            ValueError: if its shape is another.
+        """
+        hint = "; smlp.resize adapts a model to another image size"
+        check_images(x, self.in_channels, self.image_size, hint)
+        return self.run_stages(x)
+
+    def run_stages(self, x: Tensor) -> list[Tensor]:
+        """Compute :meth:`forward_features` of images that fit."""
+        raise NotImplementedError
+
+
+class FeaturePyramid(nn.Module):
+    """A network as a backbone: images in, the feature maps of some stages out.
+
+    The network's head is removed from it, so that every parameter gets a gradient
+    (DistributedDataParallel asks for that) unless its stage comes after the last one used.
+
+    Attributes:
+        channels: the number of channels of each returned map.
+        strides: (vertical, horizontal) pixels of the image per pixel of each returned map.
+
+    Args:
+        network: the network, perhaps trained; it is kept, not copied.
+        stages: which stages' maps to return, counted from 0; all by default.
+
+    Raises:
+        TypeError: if ``network`` is none of ours.
+        ValueError: if a stage does not exist, or none is asked for.
+    """
+
+    def __init__(self, network: PyramidNetwork, stages: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if not isinstance(network, PyramidNetwork):
+            raise TypeError(
+                f"network: expected a SparseMLP or an SMLPNet, got {type(network).__name__}"
+            )
+        count = len(network.depth)
+        self.stages = tuple(range(count) if stages is None else stages)
+        if not self.stages or any(stage not in range(count) for stage in self.stages):
+            raise ValueError(f"stages: expected some of 0 to {count - 1}, got {stages!r}")
+        self.channels = [network.channels[stage] for stage in self.stages]
+        self.strides = [network.strides[stage] for stage in self.stages]
+        network.mlp_head = nn.Identity()
+        self.network = network
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map ``[B, in_channels, *image_size]`` to one feature map per stage asked for.
+
+        Raises:
+            TypeError: if ``x`` is no floating-point tensor.
+            ValueError: if its shape is another.
+        """
+        features = self.network.forward_features(x)
+        return [features[stage] for stage in self.stages]

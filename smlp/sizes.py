@@ -1,0 +1,101 @@
+"""Image and stage sizes: turning what a user passes into (height, width), with errors that help."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Size = int | Sequence[int]
+"""One number for a square, or a (height, width) pair as a tuple or list."""
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return ``value``, which has to be an integer of at least 1.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is smaller than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def positive_ints(name: str, values: object) -> tuple[int, ...]:
+    """Return a non-empty tuple or list of positive integers as a tuple.
+
+    Raises:
+        TypeError: if it is no tuple or list of integers.
+        ValueError: if it is empty or an entry is smaller than 1.
+    """
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name}: expected a tuple or list of integers, got {values!r}")
+    if not values:
+        raise ValueError(f"{name}: expected at least one entry, got {values!r}")
+    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def as_pair(name: str, value: Size) -> tuple[int, int]:
+    """Return ``value`` as (height, width): a number stands for a square.
+
+    Raises:
+        TypeError: if it is neither an integer nor a tuple or list of integers.
+        ValueError: if it does not have two entries, or one is smaller than 1.
+    """
+    if not isinstance(value, (tuple, list)):
+        side = positive_int(name, value)
+        return side, side
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected one integer or (height, width), got {value!r}")
+    height, width = positive_ints(name, value)
+    return height, width
+
+
+def rate(name: str, value: float) -> float:
+    """Return ``value``, a probability in [0, 1).
+
+    Raises:
+        ValueError: if it lies outside.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    return float(value)
+
+
+def stage_sizes(image_size: Size, patch_size: Size, stages: int) -> list[tuple[int, int]]:
+    """Return the (height, width) of every stage's feature map.
+
+    The first stage has one pixel per patch; every further stage halves both axes.
+
+    Raises:
+        TypeError: if a size is no integer or pair of integers.
+        ValueError: if a size is smaller than 1 or does not divide.
+    """
+    image, patch = as_pair("image_size", image_size), as_pair("patch_size", patch_size)
+    step = 2 ** (stages - 1)
+    for axis, size, cell in zip(("height", "width"), image, patch, strict=True):
+        if size % (cell * step):
+            raise ValueError(
+                f"image_size: expected a {axis} divisible by {cell * step} "
+                f"(patch {cell}, halved {stages - 1} times between {stages} stages), got {size}"
+            )
+    height, width = image[0] // patch[0], image[1] // patch[1]
+    return [(height >> stage, width >> stage) for stage in range(stages)]
+
+
+def check_images(x: Tensor, channels: int, size: tuple[int, int], hint: str = "") -> None:
+    """Check a batch of images against what a network was built for.
+
+    Raises:
+        TypeError: if ``x`` is no floating-point tensor.
+        ValueError: if its shape is not ``[B, channels, *size]``.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dim() != 4 or tuple(x.shape[1:]) != (channels, *size):
+        expected = f"[B, {channels}, {size[0]}, {size[1]}]"
+        raise ValueError(f"x: expected shape {expected}, got {list(x.shape)}{hint}")
+    if not torch.is_floating_point(x):
+        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")

@@ -1,0 +1,121 @@
+"""Every ablation trained alike, and the table of what came out."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from smlp.ablations import ABLATIONS
+from smlp.info import parts
+from smlp.train.checkpoint import write_atomically
+from smlp.train.config import SMLPNETS, TrainConfig
+from smlp.train.loop import train
+from smlp.train.models import MODEL, load_network
+
+_logger = logging.getLogger(__name__)
+
+CHOSEN = ("ablation", "seed", "resume", "fused")
+"""Fields of :class:`TrainConfig` that the comparison decides: changed blocks cannot be fused."""
+
+DEFAULTS = {"model": "smlpnet_tiny", "out": "runs/ablations"}
+"""Of its fields, where another default is of use."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ablation.
+
+    Attributes:
+        name: of the ablation.
+        parameters: how many numbers it learns.
+        macs: multiply-adds per image.
+        accuracies: share of held-out images classified correctly, for each seed.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    accuracies: tuple[float, ...]
+
+
+def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
+    """Train every ablation with the same options and write ``ablations.md`` in ``config.out``.
+
+    Each run has a folder of its own there; those already finished are not repeated.
+
+    Args:
+        config: the options; ``ablation``, ``seed`` and ``resume`` are set for each run and
+            ``fused`` is off.
+        seeds: one run of every ablation for each.
+
+    Returns:
+        The table, as Markdown, with how it was made below it.
+
+    Raises:
+        ValueError: if there is no seed, or options do not fit together or the data.
+        ImportError: if an optional package is missing, with the command that installs it.
+    """
+    if not seeds:
+        raise ValueError(f"seeds: expected at least one, got {seeds!r}")
+    if config.model not in SMLPNETS:
+        raise ValueError(f"model: expected one of {', '.join(SMLPNETS)}, got {config.model!r}")
+    rows = []
+    for name in ABLATIONS:
+        runs = [
+            replace(
+                config,
+                ablation=name,
+                seed=seed,
+                resume=True,
+                fused=False,
+                out=str(Path(config.out) / f"{name}-{seed}"),
+            )
+            for seed in seeds
+        ]
+        accuracies = tuple(train(run).held_out.accuracy for run in runs)
+        cost = parts(load_network(Path(runs[0].out) / MODEL).network)
+        parameters, macs = sum(p.parameters for p in cost), sum(p.macs for p in cost)
+        _logger.info("%s: %s", name, ", ".join(f"{a:.2%}" for a in accuracies))
+        rows.append(Row(name, parameters, macs, accuracies))
+    text = f"{as_table(rows)}\n\n{_conditions(config, seeds)}\n"
+    write_atomically(Path(config.out) / "ablations.md", text.encode())
+    return text
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Lay rows out as Markdown; several seeds as mean and range."""
+    lines = [
+        "| ablation | what changes | parameters | MMAC / image | held-out accuracy |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        accuracies = row.accuracies
+        shown = f"{sum(accuracies) / len(accuracies):.2%}"
+        if len(accuracies) > 1:
+            shown += f" ({min(accuracies):.2%} to {max(accuracies):.2%})"
+        lines.append(
+            f"| {row.name} | {ABLATIONS[row.name]} | {row.parameters:,} | {row.macs / 1e6:,.3f} "
+            f"| {shown} |"
+        )
+    return "\n".join(lines)
+
+
+def _conditions(config: TrainConfig, seeds: Sequence[int]) -> str:
+    """Say what was run: the options other than the defaults, the seeds, versions and device."""
+    options = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if getattr(config, field.name) != field.default and field.name not in CHOSEN
+    }
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    return (
+        f"Data {config.data}, {config.epochs} epochs, seeds {', '.join(map(str, seeds))}; "
+        f"other than the defaults of `smlp train`: {given}. "
+        f"torch {torch.__version__}, Python {sys.version.split()[0]}, {device}. "
+        "So short a training on so few images says nothing about ImageNet."
+    )

@@ -1,0 +1,130 @@
+"""Everything a training run can be told, with its checks; the command line is generated from it."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from smlp.ablations import ABLATIONS
+
+BUNDLED = ("digits", "mnist5k")
+SMLPNETS = ("smlpnet_tiny", "smlpnet_small", "smlpnet_base")
+MODELS = ("sparse_mlp", *SMLPNETS)
+PARALLEL = ("ddp", "fsdp")
+AMP = ("none", "bf16")
+
+# What may differ between a run and its continuation: where and how it runs, not what it computes.
+FREE_ON_RESUME = frozenset(
+    {"out", "fused", "compile", "channels_last", "workers", "parallel", "device", "resume"}
+    | {"checkpoint_every", "progress"}
+)
+
+
+def _option(default: Any, help_text: str, **argparse_arguments: Any) -> Any:
+    """Declare a field of the dataclass together with its option on the command line."""
+    return field(default=default, metadata={"help": help_text, **argparse_arguments})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a training run; each field is the option of the same name of ``smlp train``.
+
+    Sizes left at None take the defaults of the data (the two bundled sets) or of the model.
+
+    Raises:
+        ValueError: if a value is out of range or two of them contradict each other.
+        TypeError: if a count is no integer.
+    """
+
+    data: str = _option(
+        "digits", "digits, mnist5k, or a folder with train/<class>/ and val/<class>/ images"
+    )
+    out: str = _option("runs/train", "folder of checkpoints and logs")
+    model: str = _option("sparse_mlp", "which network", choices=MODELS)
+    image_size: tuple[int, int] | None = _option(None, "height,width the folder's images get")
+    patch_size: int | None = _option(None, "side of a patch in pixels")
+    d_model: int | None = _option(None, "channels of the first stage")
+    depth: tuple[int, ...] | None = _option(None, "layers of each stage, such as 2,8,14,2")
+    ablation: str = _option("none", "one change to an smlpnet", choices=tuple(ABLATIONS))
+    fused: bool = _option(False, "swap the fused Triton blocks in")
+
+    epochs: int = _option(10, "passes over the training images")
+    batch_size: int = _option(64, "images per step, over all processes together")
+    lr: float = _option(2e-3, "highest learning rate")
+    min_lr: float = _option(1e-5, "learning rate at the end of the cosine")
+    warmup_epochs: int = _option(1, "epochs of linear warm-up before the cosine")
+    weight_decay: float = _option(0.05, "AdamW's, on matrices and filters only")
+    clip_grad: float = _option(0.0, "largest norm of the gradient; 0 does not clip")
+    label_smoothing: float = _option(0.0, "share of the target spread over all classes")
+    ema_decay: float = _option(0.0, "decay of the averaged weights, such as 0.9999; 0 keeps none")
+
+    mixup: float = _option(0.0, "alpha of mixup (image folder; needs torchvision)")
+    cutmix: float = _option(0.0, "alpha of cutmix (image folder; needs torchvision)")
+    randaugment: int = _option(0, "magnitude of RandAugment (image folder; needs torchvision)")
+    random_erasing: float = _option(0.0, "probability of erasing (image folder; needs torchvision)")
+    workers: int = _option(4, "processes that read the image folder")
+
+    amp: str = _option("none", "autocast of the forward pass", choices=AMP)
+    channels_last: bool = _option(False, "keep feature maps in the channels_last layout")
+    compile: bool = _option(False, "run the model through torch.compile")
+    parallel: str = _option("ddp", "how processes started by torchrun share", choices=PARALLEL)
+    freeze_bn: bool = _option(False, "BatchNorm normalises with its stored statistics")
+    sync_bn: bool = _option(False, "BatchNorm uses the batch of all processes (CUDA)")
+    device: str = _option("auto", "cpu, cuda, or auto for a GPU where there is one")
+    seed: int = _option(0, "of the weights, of the order of images and of every augmentation")
+
+    resume: bool = _option(False, "go on from the checkpoint in the folder, if there is one")
+    checkpoint_every: int = _option(0, "steps between checkpoints; 0 writes one per epoch")
+    progress: bool = _option(True, "show a progress bar")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _integer(name, getattr(self, name), at_least=1)
+        for name in ("warmup_epochs", "workers", "checkpoint_every", "randaugment", "seed"):
+            _integer(name, getattr(self, name), at_least=0)
+        for name, choices in (("model", MODELS), ("amp", AMP), ("parallel", PARALLEL)):
+            if getattr(self, name) not in choices:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {got!r}")
+        for name in ("lr", "min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        for name in ("label_smoothing", "ema_decay", "random_erasing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+        if not self.min_lr < self.lr:
+            raise ValueError(f"min_lr: expected less than lr ({self.lr}), got {self.min_lr}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: expected fewer than epochs ({self.epochs}), "
+                f"got {self.warmup_epochs}"
+            )
+        if self.randaugment > 30:
+            raise ValueError(f"randaugment: expected a magnitude up to 30, got {self.randaugment}")
+        if self.freeze_bn and self.sync_bn:
+            raise ValueError("sync_bn: expected no freeze_bn beside it, got both")
+        if self.ablation not in ABLATIONS:
+            expected = ", ".join(ABLATIONS)
+            raise ValueError(f"ablation: expected one of {expected}, got {self.ablation!r}")
+        if self.data in BUNDLED:
+            self._refuse_folder_options()
+
+    def _refuse_folder_options(self) -> None:
+        for name in ("image_size", "mixup", "cutmix", "randaugment", "random_erasing"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}: expected with an image folder only, "
+                    f"got {getattr(self, name)} with data {self.data!r}"
+                )
+
+    def course(self) -> dict[str, Any]:
+        """Return the options that decide what is computed, which a continuation must repeat."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE_ON_RESUME}
+
+
+def _integer(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name}: expected at least {at_least}, got {value}")

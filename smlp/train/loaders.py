@@ -1,0 +1,133 @@
+"""Batches of a training run: which images each process gets at which step, and from where.
+
+The order of an epoch depends on the seed and the epoch alone and is dealt out by global batch: with
+any number of processes, step k sees the same images. That is what makes a run repeatable, lets it
+go on in the middle of an epoch, and makes several processes compute what one would.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from smlp import data
+from smlp.data import ImageSplit
+from smlp.train.config import BUNDLED, TrainConfig
+from smlp.train.parallel import World
+
+Batch = tuple[Tensor, Tensor]
+"""Images ``[B, C, H, W]`` and labels: ``[B]``, or ``[B, classes]`` after mixup or cutmix."""
+
+
+class Source(Protocol):
+    """Where batches come from; all of them are on the device of the process."""
+
+    image_size: tuple[int, int]
+    in_channels: int
+    num_classes: int
+    train_count: int
+    test_count: int
+    mean: list[float]
+    """Of each colour channel on a scale from 0 to 1: what was subtracted from the images."""
+    std: list[float]
+    """What they were divided by after that."""
+
+    def train_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Yield this process's share of every global batch of ``epoch`` from ``first_step`` on."""
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Yield this process's share of the held-out images; the last batches may be empty."""
+
+
+def epoch_shares(
+    count: int, batch_size: int, seed: int, epoch: int, world: World, first_step: int = 0
+) -> Iterator[list[int]]:
+    """Yield the indices that one process trains on, step by step.
+
+    Args:
+        count: number of training images; what is left after the last full batch waits for an epoch
+            with another order.
+        batch_size: images per step over all processes, a multiple of their number.
+        seed: of the order.
+        epoch: which pass over the images.
+        world: whose share.
+        first_step: how many steps of the epoch are already done.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator)
+    share = batch_size // world.size
+    for step in range(first_step, count // batch_size):
+        begin = step * batch_size + world.rank * share
+        yield order[begin : begin + share].tolist()
+
+
+def held_out_shares(count: int, batch_size: int, world: World) -> Iterator[list[int]]:
+    """Yield the held-out indices of one process, the same number of steps on each."""
+    share = batch_size // world.size
+    for begin in range(0, count, batch_size):
+        mine = begin + world.rank * share
+        yield list(range(mine, min(mine + share, count)))
+
+
+class InMemory:
+    """A bundled image set, kept on the device as a whole.
+
+    Args:
+        split: the images.
+        config: seed and batch size.
+        world: the processes that share them.
+    """
+
+    def __init__(self, split: ImageSplit, config: TrainConfig, world: World) -> None:
+        self.image_size = split.image_size
+        self.in_channels = split.in_channels
+        self.num_classes = split.num_classes
+        self.mean, self.std = [split.mean], [split.std]
+        self.train_count, self.test_count = len(split.train_labels), len(split.test_labels)
+        self._config, self._world = config, world
+        self._train = split.train_images.to(world.device), split.train_labels.to(world.device)
+        self._test = split.test_images.to(world.device), split.test_labels.to(world.device)
+
+    def train_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """See :class:`Source`."""
+        config = self._config
+        shares = epoch_shares(
+            self.train_count, config.batch_size, config.seed, epoch, self._world, first_step
+        )
+        images, labels = self._train
+        for share in shares:
+            yield images[share], labels[share]
+
+    def test_batches(self) -> Iterator[Batch]:
+        """See :class:`Source`."""
+        images, labels = self._test
+        for share in held_out_shares(self.test_count, self._config.batch_size, self._world):
+            yield images[share], labels[share]
+
+
+def open_source(config: TrainConfig, world: World) -> Source:
+    """Open the data of ``config``.
+
+    Raises:
+        ValueError: if there is no such data, or the batch does not divide or exceeds it.
+        ImportError: if a package is missing, with the command that installs it.
+    """
+    if config.batch_size % world.size:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {world.size} processes, "
+            f"got {config.batch_size}"
+        )
+    source: Source
+    if config.data in BUNDLED:
+        source = InMemory(getattr(data, config.data)(), config, world)
+    else:
+        from smlp.train.image_folder import ImageFolderSource
+
+        source = ImageFolderSource(config, world)
+    if config.batch_size > source.train_count:
+        raise ValueError(
+            f"batch_size: expected at most the {source.train_count} training images, "
+            f"got {config.batch_size}"
+        )
+    return source

@@ -1,0 +1,107 @@
+"""Networks by name, with the sizes that fit the data."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import smlp
+from smlp.ablations import ablate
+from smlp.network import PyramidNetwork
+from smlp.train import checkpoint
+from smlp.train.config import BUNDLED, TrainConfig
+
+MODEL = "model.pt"  # the file of trained weights in the folder of a run
+
+# Small enough for a CPU; each reaches more than 95 % of held-out images in a minute or two.
+SIZES_FOR_DATA: dict[str, dict[str, Any]] = {
+    "digits": {"patch_size": 1, "d_model": 32, "depth": (2, 2)},
+    "mnist5k": {"patch_size": 2, "d_model": 32, "depth": (2, 2)},
+}
+
+
+def model_arguments(
+    config: TrainConfig, image_size: tuple[int, int], in_channels: int, num_classes: int
+) -> dict[str, Any]:
+    """Return the keyword arguments of the network: of the options, the data, then its own."""
+    arguments: dict[str, Any] = {
+        "image_size": image_size,
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+    }
+    if config.data in BUNDLED:
+        arguments |= SIZES_FOR_DATA[config.data]
+    for name in ("patch_size", "d_model", "depth"):
+        if getattr(config, name) is not None:
+            arguments[name] = getattr(config, name)
+    if config.ablation != "none":
+        arguments["ablation"] = config.ablation
+    return arguments
+
+
+def build_model(name: str, arguments: dict[str, Any], *, fused: bool) -> PyramidNetwork:
+    """Build a network by its name on the command line.
+
+    Args:
+        name: one of :data:`smlp.train.config.MODELS`.
+        arguments: of the network; ``ablation`` among them is one of
+            :data:`smlp.ablations.ABLATIONS`.
+        fused: whether to swap the fused blocks in.
+
+    Raises:
+        ValueError: if the sizes do not divide, or the network has no ablations.
+        ImportError: if ``fused`` is asked for and the kernels cannot be imported.
+    """
+    sizes = {key: value for key, value in arguments.items() if key != "ablation"}
+    builder: Any = smlp.SparseMLP if name == "sparse_mlp" else getattr(smlp, name)
+    if "ablation" in arguments:
+        if name == "sparse_mlp":
+            got = arguments["ablation"]
+            raise ValueError(f"ablation: expected an smlpnet to change, got {got!r} of {name}")
+        builder = partial(ablate, arguments["ablation"], builder)
+    model: PyramidNetwork = builder(**sizes)
+    if fused:
+        from smlp_kernels import fuse_model  # only here: training without it needs no Triton
+
+        fuse_model(model)
+    return model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``smlp train`` leaves in ``model.pt``.
+
+    Attributes:
+        network: in eval mode, on the CPU, with plain blocks.
+        mean: of each colour channel, on a scale from 0 to 1, that its images had subtracted.
+        std: what they were divided by after that.
+    """
+
+    network: PyramidNetwork
+    mean: list[float]
+    std: list[float]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return images ``[B, C, H, W]`` from 0 to 1 as the network saw them in training."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+def load_network(path: str | Path) -> Trained:
+    """Rebuild a trained network from the ``model.pt`` of a run.
+
+    Raises:
+        ValueError: if there is no such file, or it is another.
+    """
+    content = checkpoint.load(Path(path), "checkpoint")
+    missing = {"model", "arguments", "state_dict", "mean", "std"} - content.keys()
+    if missing:
+        raise ValueError(
+            f"checkpoint: expected the {MODEL} of a run of smlp train, got {path} without "
+            f"{', '.join(sorted(missing))}"
+        )
+    network = build_model(content["model"], content["arguments"], fused=False)
+    network.load_state_dict(content["state_dict"])
+    return Trained(network.eval(), content["mean"], content["std"])

@@ -1,0 +1,123 @@
+"""One process or many: what torchrun started, and how the model is spread over it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from smlp.block import SMLPBlock
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many processes there are.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of ``values`` over all processes."""
+        return self.sum(values) / self.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of ``values`` over all processes."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def world_of(device: str) -> Iterator[World]:
+    """Join the processes that torchrun started, or be the only one, and leave at the end.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda, got {device!r}")
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ValueError(
+            "device: expected a CUDA GPU for 'cuda', got a machine where torch has none"
+        )
+    on_gpu = has_gpu and device != "cpu"
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else None
+    if chosen is not None:
+        torch.cuda.set_device(chosen)
+    target = chosen or torch.device("cpu")
+    if "WORLD_SIZE" not in os.environ:
+        yield World(rank=0, size=1, device=target)
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), target)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(model: nn.Module, world: World) -> None:
+    """Shard ``model`` in place with FSDP2: the layer around each sMLP block, then what is left."""
+    mesh = dist.init_device_mesh(world.device.type, (world.size,))
+    for layer in layers_with_one_block(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def layers_with_one_block(model: nn.Module) -> list[nn.Module]:
+    """Return the largest submodules that hold exactly one sMLP block, in order."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        blocks = sum(isinstance(module, SMLPBlock) for module in child.modules())
+        if blocks == 1 and not isinstance(child, SMLPBlock):
+            found.append(child)
+        elif blocks > 1:
+            found += layers_with_one_block(child)
+    return found
+
+
+def replicate(model: nn.Module, world: World) -> nn.Module:
+    """Wrap ``model`` for data parallelism."""
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    # Broadcasting would put the first process's BatchNorm statistics in the place of the others';
+    # average_buffers needs what each has seen.
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+def average_buffers(model: nn.Module, world: World) -> None:
+    """Give every process the mean of BatchNorm's statistics, each having seen its own images.
+
+    Training does not read them, so it is enough to do this before evaluation and checkpoints.
+    """
+    if world.size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(world.mean(buffer))
