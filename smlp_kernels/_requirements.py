@@ -1,0 +1,62 @@
+"""What the kernels need, checked before anything is imported that would fail less clearly."""
+
+import importlib
+import logging
+import os
+import re
+import tempfile
+from pathlib import Path
+
+MINIMUM = {"torch": (2, 11), "triton": (3, 6)}
+
+logger = logging.getLogger("smlp_kernels")
+logger.addHandler(logging.NullHandler())
+
+
+def require_versions() -> None:
+    """Raise an ImportError that names package, version found and version needed."""
+    for package, minimum in MINIMUM.items():
+        needed = ".".join(map(str, minimum))
+        try:
+            # a folder that happens to have the package's name imports too, and has no version
+            found = importlib.import_module(package).__version__
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"smlp_kernels needs {package} >= {needed}, which cannot be imported ({error}); "
+                "the package smlp works without it"
+            ) from error
+        if release(found) < minimum:
+            raise ImportError(
+                f"smlp_kernels needs {package} >= {needed}, found {found}; "
+                "the package smlp works without it"
+            )
+
+
+def release(text: str) -> tuple[int, ...]:
+    """Major and minor of a version such as 2.13.0+cpu or 3.6.0.post1."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def require_cache_folder() -> tempfile.TemporaryDirectory | None:
+    """Give Triton another folder to compile into where its own cannot be written.
+
+    Triton stops at the first launch otherwise, as in a container with a read-only home.
+
+    Returns:
+        The folder, which lives as long as this object, or None where Triton's own will do.
+    """
+    from triton import knobs
+
+    folder = Path(knobs.cache.dir)
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return None
+    replacement = tempfile.TemporaryDirectory(prefix="smlp-triton-")
+    os.environ["TRITON_CACHE_DIR"] = replacement.name  # in child processes too
+    logger.warning(
+        "Triton's cache folder %s cannot be written; kernels are compiled into %s, for this "
+        "process only. TRITON_CACHE_DIR names another folder.",
+        folder,
+        replacement.name,
+    )
+    return replacement

@@ -1,0 +1,202 @@
+"""``python -m smlp_kernels.aot_report``: what the kernels compile to, for chips not at hand.
+
+One row a kernel, shape, type and chip: registers, spills, shared memory, how often loops go through
+it, and matrix instructions; ``--markdown`` prints them as a table.
+Exits with 1 if a row must not be shipped (see :meth:`smlp_kernels.aot.Resources.problems`).
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from smlp_kernels import aot
+from smlp_kernels.configs import weight_grad_config
+from smlp_kernels.launch import Call, fuse_grad_call, mix_call, proj_grad_call
+
+SIZES = (56, 28, 14, 7)
+WIDTHS = {"tiny": (80, 160, 320, 640), "small": (96, 192, 384, 768), "base": (112, 224, 448, 896)}
+STAGES = [
+    (size, size, width)
+    for widths in WIDTHS.values()
+    for size, width in zip(SIZES, widths, strict=True)
+]
+SEED_DEMO = (224, 224, 3)
+OTHERS = [(1, 16, 64), (32, 128, 48), (8, 32, 192), (4, 4, 128), (7, 7, 2048), (256, 256, 16)]
+DTYPES = {
+    "bfloat16": (torch.bfloat16, "ieee"),
+    "float16": (torch.float16, "ieee"),
+    "tf32": (torch.float32, "tf32"),  # float32, its products on tensor cores
+    "float32": (torch.float32, "ieee"),
+    "float64": (torch.float64, "ieee"),
+}
+IN_FULL = (86, 90)  # a small and a large chip: all cases and all kernels on these
+MATRIX = ("HGMMA", "UTCHMMA", "HMMA", "DMMA")  # Hopper's and Blackwell's fast ones first
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a block's size, a type, a layout and a chip; all kernels of the block."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str  # of DTYPES
+    channels_last: bool
+    arch: int
+
+    def calls(self) -> dict[str, Call]:
+        """Every call of a training step of the block, on tensors without memory."""
+        dtype, precision = DTYPES[self.dtype]
+        torch.backends.cuda.matmul.fp32_precision = precision
+        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+        h, w, c = self.height, self.width, self.channels
+
+        def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty(*shape, device="meta", dtype=dtype)
+
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        x = empty(BATCH, c, h, w).contiguous(memory_format=layout)
+        weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
+        config = weight_grad_config(c, dtype, self.arch, precision, self.channels_last)
+        partial_h = empty(config.proj_splits, h * (h + 1), dtype=accumulator)
+        partial_w = empty(config.proj_splits, w * (w + 1), dtype=accumulator)
+        partial_fuse = empty(config.fuse_splits(c), c * (3 * c + 1), dtype=accumulator)
+        without_bias = (weights[0], None, weights[2], None, weights[4], None)
+        calls = {
+            "forward": mix_call(x, *weights, empty(c), x, False, self.arch),
+            "projection gradients": proj_grad_call(config, x, x, weights[4], partial_h, partial_w),
+            "fuse gradient": fuse_grad_call(config, x, x, *weights[:4], partial_fuse),
+        }
+        if self.arch in IN_FULL:  # the forward kernel again, without biases, weights transposed
+            calls["input gradient"] = mix_call(x, *without_bias, x, True, self.arch)
+        return calls
+
+
+def shipped_cases(
+    archs: Sequence[int] = tuple(aot.SHARED_MEMORY), *, quick: bool = False
+) -> list[Case]:
+    """Every stage shape on Hopper, one of each size elsewhere, other types, layouts and sizes.
+
+    Args:
+        archs: ten times the compute capability of each chip.
+        quick: one shape of each kind only.
+    """
+    cases: list[Case] = []
+    for arch in archs:
+        large, small = STAGES[0], STAGES[3]
+        cases += [Case(*shape, "bfloat16", True, arch) for shape in (large, small)]
+        cases += [Case(*large, "tf32", True, arch), Case(*small, "float32", True, arch)]
+        if quick:
+            continue
+        stages = STAGES if arch == 90 else STAGES[:4]
+        others = OTHERS if arch in IN_FULL else []
+        cases += [Case(*shape, "bfloat16", True, arch) for shape in (*stages[1:3], *stages[4:])]
+        channels_first = STAGES[:4] if arch in IN_FULL else (large, small)
+        cases += [Case(*shape, "bfloat16", False, arch) for shape in channels_first]
+        cases += [Case(*large, name, True, arch) for name in ("float16", "float32", "float64")]
+        cases += [Case(*large, "tf32", False, arch)]
+        cases += [Case(*shape, "bfloat16", True, arch) for shape in others]
+        cases += [Case(*SEED_DEMO, "float32", False, arch)] if arch in IN_FULL else []
+    return cases
+
+
+def rows_of(case: Case) -> list[dict]:
+    """Compile every kernel of a case; a row each."""
+    logging.disable(logging.WARNING)
+    rows: list[dict] = []
+    for name, call in case.calls().items():
+        resources = aot.compile_call(call, case.arch)
+        rows.append(
+            {
+                "kernel": name,
+                **asdict(case),
+                "registers": resources.registers,
+                "spills": resources.spills,
+                "loop_spills": resources.loop_spills,
+                "loop_stores": resources.loop_stores,
+                "loop_loads": resources.loop_loads,
+                "shared": resources.shared,
+                "tensor_memory": resources.tensor_memory,
+                "serialized": resources.serialized,
+                "matrix": {
+                    k: resources.instructions[k] for k in MATRIX if k in resources.instructions
+                },
+                "instructions": sum(resources.instructions.values()),
+                "warps": call.plan.num_warps,
+                "programs": call.plan.programs,
+                "problems": resources.problems(case.arch),
+            }
+        )
+    return rows
+
+
+def compile_cases(cases: Sequence[Case]) -> Iterator[dict]:
+    """Rows of all cases in order, compiled on all cores."""
+    with ProcessPoolExecutor() as pool:
+        for rows in pool.map(rows_of, cases):
+            yield from rows
+
+
+def cells_of(row: dict) -> dict[str, str]:
+    """A row as a person reads it, by column."""
+    matrix = " ".join(f"{name} {count}" for name, count in row["matrix"].items())
+    return {
+        "chip": f"sm_{row['arch']}",
+        "block": f"{row['height']}x{row['width']} C {row['channels']}",
+        "type": row["dtype"],
+        "layout": "NHWC" if row["channels_last"] else "NCHW",
+        "kernel": row["kernel"],
+        "registers": str(row["registers"]),
+        "spilled, in loops": f"{row['spills']} B, {row['loop_spills']}",
+        "shared memory": f"{row['shared'] / 1024:.0f} KiB",
+        "its stores, loads in loops": f"{row['loop_stores']}, {row['loop_loads']}",
+        "matrix instructions": matrix or "none",
+        "problems": "; ".join(row["problems"]),
+    }
+
+
+COLUMNS = (6, 14, 8, 6, 20, 9, 17, 13, 26, 19, 0)  # of plain lines
+
+
+def line_of(cells: Iterable[str], markdown: bool) -> str:
+    """Cells in columns of a fixed width, or a line of a Markdown table."""
+    if markdown:
+        return f"| {' | '.join(cells)} |"
+    columns = zip(cells, COLUMNS, strict=True)
+    return "  ".join(cell.ljust(width) for cell, width in columns).rstrip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", choices=list(aot.SHARED_MEMORY))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
+    parser.add_argument("--markdown", action="store_true", help="print a table in Markdown")
+    parser.add_argument("--quick", action="store_true", help="one shape of each kind only")
+    options = parser.parse_args(arguments)
+    rows: list[dict] = []
+    archs = options.arch or tuple(aot.SHARED_MEMORY)
+    for row in compile_cases(shipped_cases(archs, quick=options.quick)):
+        cells = cells_of(row)
+        if not rows:
+            print(line_of(cells, options.markdown))
+            if options.markdown:
+                print(line_of(["---"] * len(cells), markdown=True))
+        rows.append(row)
+        print(line_of(cells.values(), options.markdown), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    bad = sum(bool(row["problems"]) for row in rows)
+    print(f"\n{len(rows)} kernels, {bad} of them not to be shipped")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Which tile for which shape and chip: a shipped table and a rule for everything else.
+
+Nothing is searched at the first call and nothing depends on the batch size, so that neither a new
+batch size nor another rank of the same job compiles or runs anything different.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+
+MAX_SIZE = 256  # largest H and W on the kernels
+MAX_CHANNELS = 2048  # largest C on the kernels
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """A tile of ``mix_kernel``: images x tile_h x tile_w pixels by block_n output channels."""
+
+    images: int
+    tile_h: int  # powers of two; step_h and step_w of the tile are used
+    tile_w: int
+    step_h: int
+    step_w: int
+    block_c: int  # input channels a step
+    block_n: int  # output channels
+    block_h: int  # rows of a column taken by one mixing product
+    block_w: int
+    num_warps: int
+    num_stages: int
+
+    def programs(self, batch: int, height: int, width: int, channels: int) -> int:
+        """Number of programs of a launch."""
+        tiles = triton.cdiv(height, self.step_h) * triton.cdiv(width, self.step_w)
+        return triton.cdiv(batch, self.images) * tiles * triton.cdiv(channels, self.block_n)
+
+
+@dataclass(frozen=True)
+class WeightGradConfig:
+    """Tiles of the weight-gradient kernels: rows = lines x positions, channels in blocks."""
+
+    rows: int
+    proj_block_o: int  # channels of dy a step of proj_grad_kernel
+    proj_block_c: int  # channels of x a step of proj_grad_kernel
+    fuse_block_o: int  # tile of dF of fuse_grad_kernel
+    fuse_block_c: int
+    num_warps: int
+    num_stages: int
+    proj_splits: int = 128  # partial sums of an axis projection's gradient
+    fuse_programs: int = 384  # programs of fuse_grad_kernel, about; sets its number of partial sums
+
+    def positions(self, height: int, width: int) -> int:
+        """Positions of a tile, on either axis: one body of a kernel serves both."""
+        return min(self.rows, triton.next_power_of_2(max(height, width)))
+
+    def lines(self, height: int, width: int) -> int:
+        """Lines of a tile."""
+        return self.rows // self.positions(height, width)
+
+    def tiles(self, batch: int, height: int, width: int) -> int:
+        """Tiles along the axis that has more of them."""
+        lines, positions = self.lines(height, width), self.positions(height, width)
+        return max(
+            triton.cdiv(batch * width, lines) * triton.cdiv(height, positions),
+            triton.cdiv(batch * height, lines) * triton.cdiv(width, positions),
+        )
+
+    def proj_blocks(self, height: int, width: int) -> tuple[int, int]:
+        """Blocks of the gradients of proj_h and proj_w: pairs of blocks of positions."""
+        positions = self.positions(height, width)
+        return triton.cdiv(height, positions) ** 2, triton.cdiv(width, positions) ** 2
+
+    def fuse_tiles(self, channels: int) -> int:
+        """Tiles of one branch of dF."""
+        return triton.cdiv(channels, self.fuse_block_o) * triton.cdiv(channels, self.fuse_block_c)
+
+    def fuse_splits(self, channels: int) -> int:
+        """Partial sums of dF."""
+        return triton.cdiv(self.fuse_programs, 3 * self.fuse_tiles(channels))
+
+
+class MixRow(NamedTuple):
+    """A row of ``MIX_TABLE``: what it is for, then the largest tile to take there."""
+
+    arch: int | None  # ten times the compute capability; None: every chip
+    kind: str  # of kind_of
+    channels_last: bool | None  # None: every layout
+    size: int  # H and W at most
+    images: int
+    tile_h: int
+    tile_w: int
+    block_c: int
+    block_n: int
+    block_k: int  # block_h and block_w
+    num_warps: int
+    num_stages: int
+
+
+class WeightGradRow(NamedTuple):
+    """A row of ``WEIGHT_GRAD_TABLE``: what it is for, then the largest blocks to take there."""
+
+    arch: int | None
+    kind: str
+    channels_last: bool | None
+    config: WeightGradConfig
+
+
+# The first row that fits is taken; the rows for every chip and size are the rule for what has no
+# row of its own. Rows are kept only where the compiled kernel has no spills in its loops, no
+# serialized matrix products and fits the chip (python -m smlp_kernels.aot_report); among those,
+# a row for one chip is the one with the least predicted time (python -m benchmarks.model).
+#
+# Products of 16-bit types and TF32 run on tensor cores everywhere. Those of float32 and, but for
+# data-center chips, float64 run on ordinary cores and keep whole operands in registers, hence small
+# blocks of the summed axis and more warps. Channels-first loads take more registers for addresses.
+MIX_TABLE = (
+    # chip  kind       layout  H, W   images x tile  block_c n   k  warps, stages
+    MixRow(90, "16-bit", True, 8, 4, 8, 8, 16, 128, 64, 8, 2),
+    MixRow(90, "16-bit", True, 16, 1, 16, 16, 32, 128, 64, 8, 2),
+    MixRow(90, "16-bit", True, 32, 1, 8, 16, 16, 256, 64, 8, 2),
+    MixRow(90, "16-bit", True, 256, 1, 16, 16, 16, 128, 64, 8, 2),
+    MixRow(90, "16-bit", False, 8, 2, 8, 8, 16, 128, 64, 8, 2),
+    MixRow(90, "16-bit", False, 16, 1, 16, 16, 16, 128, 64, 8, 2),
+    MixRow(90, "16-bit", False, 32, 1, 8, 16, 16, 256, 64, 8, 2),
+    MixRow(90, "16-bit", False, 256, 1, 8, 16, 16, 128, 64, 8, 2),
+    MixRow(None, "16-bit", None, 256, 1, 8, 8, 16, 64, 64, 4, 2),
+    MixRow(None, "tf32", True, 256, 1, 8, 8, 16, 64, 16, 8, 2),
+    MixRow(None, "tf32", False, 256, 1, 8, 8, 16, 64, 32, 8, 2),
+    MixRow(None, "float32", None, 256, 1, 8, 8, 16, 64, 16, 8, 2),
+    MixRow(None, "float64", None, 256, 1, 4, 8, 16, 32, 16, 8, 1),
+)
+WEIGHT_GRAD_TABLE = (
+    # chip  kind     layout                  rows  proj o, c   fuse o, c   warps, stages
+    WeightGradRow(90, "16-bit", True, WeightGradConfig(128, 32, 128, 128, 128, 8, 2)),
+    WeightGradRow(100, "16-bit", True, WeightGradConfig(64, 16, 64, 64, 64, 8, 2)),
+    WeightGradRow(100, "16-bit", False, WeightGradConfig(64, 16, 64, 64, 32, 8, 2)),
+    WeightGradRow(None, "16-bit", True, WeightGradConfig(64, 32, 64, 64, 64, 8, 2)),
+    WeightGradRow(None, "16-bit", False, WeightGradConfig(64, 16, 64, 64, 64, 8, 2)),
+    WeightGradRow(None, "tf32", None, WeightGradConfig(64, 16, 32, 32, 32, 8, 2)),
+    WeightGradRow(None, "float32", None, WeightGradConfig(64, 16, 16, 32, 32, 8, 2)),
+    WeightGradRow(None, "float64", None, WeightGradConfig(32, 16, 16, 32, 32, 8, 1)),
+)
+
+
+def kind_of(dtype: torch.dtype, precision: str) -> str:
+    """The kind of rows for an input type and the precision of its products."""
+    if dtype == torch.float64:
+        return "float64"
+    if dtype == torch.float32:
+        return "tf32" if precision == "tf32" else "float32"
+    return "16-bit"
+
+
+def even_step(size: int, tile: int) -> int:
+    """Positions of a tile to use so that all tiles along ``size`` share the work evenly."""
+    return triton.cdiv(size, triton.cdiv(size, tile))
+
+
+def block_of(size: int, most: int) -> int:
+    """The smallest power of two that holds ``size``, from 16 (a product's least) to ``most``."""
+    return min(most, max(16, triton.next_power_of_2(size)))
+
+
+def applies(row: MixRow | WeightGradRow, arch: int, kind: str, channels_last: bool) -> bool:
+    """Whether a row is for this chip, kind and layout."""
+    return (
+        row.kind == kind and row.arch in (arch, None) and row.channels_last in (channels_last, None)
+    )
+
+
+def fills(size: int, tile: int) -> bool:
+    """Whether an axis needs a tile this large."""
+    return triton.next_power_of_2(size) >= tile
+
+
+@functools.cache
+def mix_config(
+    height: int,
+    width: int,
+    channels: int,
+    dtype: torch.dtype,
+    arch: int,
+    precision: str = "ieee",
+    channels_last: bool = True,
+) -> MixConfig:
+    """The tile of ``mix_kernel`` for a block of this size on a chip of compute capability ``arch``.
+
+    Args:
+        height: H, 1 to 256.
+        width: W, 1 to 256.
+        channels: C, 1 to 2048.
+        dtype: of the input.
+        arch: ten times the compute capability, such as 90.
+        precision: of products of float32, "ieee" or "tf32"; of no effect on other types.
+        channels_last: whether channels are contiguous in the input.
+    """
+    kind = kind_of(dtype, precision)
+    row = next(
+        row
+        for row in MIX_TABLE
+        if applies(row, arch, kind, channels_last)
+        and max(height, width) <= row.size
+        # a large tile pays, and fits, only where images fill it
+        and (row.arch is None or (fills(height, row.tile_h) and fills(width, row.tile_w)))
+    )
+    tile_h = min(row.tile_h, triton.next_power_of_2(height))
+    tile_w = min(row.tile_w, triton.next_power_of_2(width))
+    return MixConfig(
+        images=row.images * row.tile_h * row.tile_w // (tile_h * tile_w),
+        tile_h=tile_h,
+        tile_w=tile_w,
+        step_h=even_step(height, tile_h),
+        step_w=even_step(width, tile_w),
+        block_c=row.block_c,
+        block_n=block_of(channels, row.block_n),
+        block_h=block_of(height, row.block_k),
+        block_w=block_of(width, row.block_k),
+        num_warps=row.num_warps,
+        num_stages=row.num_stages,
+    )
+
+
+@functools.cache
+def weight_grad_config(
+    channels: int,
+    dtype: torch.dtype,
+    arch: int,
+    precision: str = "ieee",
+    channels_last: bool = True,
+) -> WeightGradConfig:
+    """The tiles of the weight-gradient kernels; arguments as for :func:`mix_config`."""
+    kind = kind_of(dtype, precision)
+    rows = (row for row in WEIGHT_GRAD_TABLE if applies(row, arch, kind, channels_last))
+    config = next(rows).config
+    return dataclasses.replace(
+        config,
+        proj_block_o=block_of(channels, config.proj_block_o),
+        proj_block_c=block_of(channels, config.proj_block_c),
+        fuse_block_o=block_of(channels, config.fuse_block_o),
+        fuse_block_c=block_of(channels, config.fuse_block_c),
+    )

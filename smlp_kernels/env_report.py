@@ -1,0 +1,118 @@
+"""``python -m smlp_kernels.env_report``: versions, GPU, and the path a block would take here.
+
+For bug reports, and for the question why a block runs on PyTorch.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from smlp_kernels.configs import mix_config, weight_grad_config
+from smlp_kernels.functional import fallback_reason
+from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
+
+PACKAGES = ("smlp", "torch", "triton", "einops", "numpy")
+VARIABLES = (
+    "SMLP_KERNELS_DISABLE",
+    "SMLP_KERNELS_AUTOTUNE",
+    "SMLP_KERNELS_CACHE",
+    "TRITON_INTERPRET",
+    "TRITON_CACHE_DIR",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+TYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+
+
+def environment() -> list[tuple[str, str]]:
+    """Name and value of everything about this machine that a bug report needs."""
+    lines = [("python", platform.python_version()), ("platform", platform.platform())]
+    for package in PACKAGES:
+        try:
+            lines.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            lines.append((package, "not installed as a package"))
+    lines.append(("CUDA of torch", torch.version.cuda or "none: a build for CPUs"))
+    lines.append(("driver", driver_version()))
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        lines.append(
+            (
+                f"cuda:{index}",
+                f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
+                f"{properties.multi_processor_count} SMs, {properties.total_memory >> 30} GiB",
+            )
+        )
+    if not torch.cuda.device_count():
+        lines.append(("GPU", "none visible"))
+    lines.append(("float32 products", input_precision(torch.float32)))
+    lines += [(name, os.environ.get(name, "not set")) for name in VARIABLES]
+    return lines
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, as nvidia-smi tells it."""
+    if shutil.which("nvidia-smi") is None:
+        return "no nvidia-smi"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return result.stdout.split("\n")[0].strip() or f"nvidia-smi failed: {result.stderr.strip()}"
+
+
+def path_of(x: torch.Tensor) -> list[str]:
+    """What runs a block on an input of this shape, type and device, and why; a line each."""
+    _, channels, height, width = x.shape
+    reason = fallback_reason(x)
+    if reason is not None:
+        return [f"runs on PyTorch: {reason}"]
+    precision = input_precision(x.dtype)
+    place = "in Triton's interpreter (slow, for tests)" if INTERPRETED else f"on {x.device}"
+    mix = mix_config(height, width, channels, x.dtype, arch_of(x), precision)
+    return [
+        f"runs on the fused kernels {place}",
+        f"forward and input gradient: {mix}",
+        f"weight gradients: {weight_grad_config(channels, x.dtype, arch_of(x), precision)}",
+    ]
+
+
+def block_size(text: str) -> tuple[int, int, int]:
+    """Height, width and channels of "56x56x80"."""
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTHxCHANNELS, got {text!r}")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Report versions, GPU and a block's path.")
+    parser.add_argument("--block", type=block_size, default=(56, 56, 80), metavar="HxWxC")
+    parser.add_argument("--dtype", choices=TYPES, default="bf16", help="type of the block's input")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    height, width, channels = options.block
+    try:
+        x = torch.empty(1, channels, height, width, dtype=TYPES[options.dtype]).to(options.device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        parser.error(f"--device: {options.device!r} cannot be used: {error}")
+    for name, value in environment():
+        print(f"{name:24} {value}")
+    print(f"\na block {height}x{width}x{channels}, {options.dtype}, on {options.device}:")
+    for line in path_of(x):
+        print(f"  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

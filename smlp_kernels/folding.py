@@ -1,0 +1,188 @@
+"""Folding BatchNorm and residual into the linear steps between them, for inference.
+
+In eval mode BatchNorm is ``a * x + s`` with a scale and a shift for each channel. With
+``F = [Fh | Fw | Fi]`` the 1x1 fusion of a block, ``x + block(a * x + s)`` is a block again::
+
+    F'             = [Fh a | Fw a | Fi a + 1]
+    bias'[:, h, w] = bias + (Fh s) rowsum(Ph)[h] + rowsum(Fh) bh[h]
+                          + (Fw s) rowsum(Pw)[w] + rowsum(Fw) bw[w] + Fi s
+
+one kernel launch instead of three passes over memory. ``x + conv(a * x + s)`` of a depthwise
+convolution folds likewise; its padding is zero after the shift, so its bias differs along borders.
+All of it is computed in float64 and rounded once to the type of the parameters.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from smlp import SMLPBlock
+from smlp.smlpnet import SMLPNetLayer
+from smlp.sparse_mlp import PreNormResidual
+from smlp_kernels.functional import fused_smlp
+from smlp_kernels.modules import FusedSMLPBlock
+
+
+class FoldedSMLPBlock(nn.Module):
+    """``x + block(norm(x))``, BatchNorm in eval mode, as one kernel launch; nothing to train.
+
+    Maps ``[B, C, H, W]`` of the type of its buffers (any floating type under autocast) to the same
+    shape; see :func:`smlp_kernels.fused_smlp` for numerics, errors and what falls back to PyTorch.
+
+    Args:
+        block: the block, plain or fused.
+        norm: what its input passes first, with running statistics.
+    """
+
+    weight_h: Tensor  # [H, H]
+    weight_w: Tensor  # [W, W]
+    weight_fuse: Tensor  # [C, 3C]
+    bias: Tensor  # [C, H, W]
+
+    def __init__(self, block: SMLPBlock, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        scale, shift = scale_and_shift(norm)
+        proj_h, proj_w = block.proj_h, block.proj_w
+        fuse_h, fuse_w, fuse_i = block.fuse.weight.detach().double()[:, :, 0, 0].chunk(3, dim=1)
+        bias = (fuse_i @ shift)[:, None, None]
+        bias = bias + _along_axis(fuse_h, shift, proj_h)[:, :, None]
+        bias = bias + _along_axis(fuse_w, shift, proj_w)[:, None, :]
+        if block.fuse.bias is not None:
+            bias = bias + block.fuse.bias.detach().double()[:, None, None]
+        identity = fuse_i * scale + torch.eye(len(scale), dtype=scale.dtype, device=scale.device)
+        fuse = torch.cat([fuse_h * scale, fuse_w * scale, identity], dim=1)
+        dtype = block.fuse.weight.dtype
+        self.register_buffer("weight_h", proj_h.weight.detach().clone())
+        self.register_buffer("weight_w", proj_w.weight.detach().clone())
+        self.register_buffer("weight_fuse", fuse.to(dtype))
+        # channels last, as it is read beside a channels-last output
+        self.register_buffer("bias", bias.to(dtype).permute(1, 2, 0).contiguous().movedim(2, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C, H, W]`` of ``[B, C, H, W]``."""
+        return fused_smlp(x, self.weight_h, None, self.weight_w, None, self.weight_fuse, self.bias)
+
+    def extra_repr(self) -> str:
+        channels, height, width = self.bias.shape
+        return f"height={height}, width={width}, channels={channels}"
+
+
+class FoldedDepthwise(nn.Module):
+    """``x + conv(norm(x))``, a depthwise 3x3 convolution after BatchNorm in eval mode.
+
+    Args:
+        conv: the convolution: stride 1, padding 1, zeros.
+        norm: what its input passes first, with running statistics.
+        height: H of the input ``[B, C, H, W]``.
+        width: W of the input.
+    """
+
+    weight: Tensor  # [C, 1, 3, 3]
+    bias: Tensor  # [C, H, W]
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, height: int, width: int) -> None:
+        super().__init__()
+        scale, shift = scale_and_shift(norm)
+        weight = conv.weight.detach().double()
+        shifts = shift[:, None, None].expand(-1, height, width)
+        bias = None if conv.bias is None else conv.bias.detach().double()
+        bias = F.conv2d(shifts[None], weight, bias, padding=1, groups=len(shift))[0]
+        weight = weight * scale[:, None, None, None]
+        weight[:, 0, 1, 1] += 1  # the residual
+        dtype = conv.weight.dtype
+        self.register_buffer("weight", weight.to(dtype))
+        self.register_buffer("bias", bias.to(dtype).permute(1, 2, 0).contiguous().movedim(2, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C, H, W]`` of ``[B, C, H, W]``."""
+        y = F.conv2d(x, self.weight, padding=1, groups=self.weight.shape[0])
+        return y + self.bias.to(y.dtype)
+
+
+def _along_axis(fuse: Tensor, shift: Tensor, proj: nn.Linear) -> Tensor:
+    """The bias ``[C, N]`` that one projection, of N positions, leaves behind its fusion [C, C]."""
+    weight, bias = proj.weight.detach().double(), proj.bias.detach().double()
+    return torch.outer(fuse @ shift, weight.sum(1)) + torch.outer(fuse.sum(1), bias)
+
+
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What BatchNorm does in eval mode, ``scale * x + shift``; both ``[C]``, float64."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("norm: expected running statistics, got a BatchNorm that keeps none")
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+def folded_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network that fold, by name, and what takes their place; changes nothing.
+
+    In a :class:`smlp.SparseMLP` both token-mixing steps of every layer become one step each. In an
+    :class:`smlp.SMLPNet` the BatchNorm after each depthwise convolution goes into it; GELU stands
+    between its other linear steps.
+
+    Raises:
+        ValueError: if a part is in training mode, or its BatchNorm keeps no running statistics.
+    """
+    parts: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.Sequential):
+            parts |= _folded_steps(module, prefix)
+        elif isinstance(module, SMLPNetLayer):
+            conv, norm = getattr(module.local, "conv", None), module.mix.norm
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                _require_eval(module, name)
+                parts[f"{prefix}local.conv"] = fuse_conv_bn_eval(conv, norm)
+                parts[f"{prefix}mix.norm"] = nn.Identity()
+    return parts
+
+
+def _folded_steps(layer: nn.Sequential, prefix: str) -> dict[str, nn.Module]:
+    """``x + block(norm(x))`` of a SparseMLP's layer, and the ``x + conv(norm(x))`` before it."""
+    parts: dict[str, nn.Module] = {}
+    steps = [_step(module) for module in layer]
+    for index, (norm, block) in enumerate(steps):
+        if type(block) not in (SMLPBlock, FusedSMLPBlock):
+            continue
+        _require_eval(layer[index], f"{prefix}{index}")
+        parts[f"{prefix}{index}"] = FoldedSMLPBlock(block, norm)
+        before = index - 1
+        if index and _is_depthwise(conv := steps[before][1]):
+            _require_eval(layer[before], f"{prefix}{before}")
+            size = block.height, block.width
+            parts[f"{prefix}{before}"] = FoldedDepthwise(conv, steps[before][0], *size)
+    return parts
+
+
+def _step(module: nn.Module) -> tuple[Any, Any]:
+    """BatchNorm and what follows it in ``x + f(norm(x))``; two Nones for any other module."""
+    if isinstance(module, PreNormResidual) and isinstance(module.norm, nn.BatchNorm2d):
+        function = module.fn
+        return module.norm, function[0] if isinstance(function, nn.Sequential) else function
+    return None, None
+
+
+def _is_depthwise(module: object) -> bool:
+    """Whether it is a convolution that :class:`FoldedDepthwise` computes."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.groups == module.in_channels == module.out_channels
+        and (module.kernel_size, module.stride, module.dilation) == ((3, 3), (1, 1), (1, 1))
+        and (module.padding, module.padding_mode) == ((1, 1), "zeros")
+    )
+
+
+def _require_eval(module: nn.Module, name: str) -> None:
+    if any(part.training for part in module.modules()):
+        raise ValueError(
+            f"model: expected eval mode for folding, got {name} in training mode; "
+            "call model.eval() first"
+        )

@@ -1,0 +1,170 @@
+"""``fused_smlp``: the block as a function; checks, autocast, and the way to kernels or PyTorch."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smlp.functional import smlp
+from smlp_kernels import ops
+from smlp_kernels.configs import DTYPES, MAX_CHANNELS, MAX_SIZE
+from smlp_kernels.launch import INTERPRETED, arch_of
+
+MIN_ARCH = 80  # Ampere: the first chips with bfloat16 and asynchronous copies
+
+
+def fused_smlp(
+    x: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_fuse: Tensor,
+    bias_fuse: Tensor | None,
+) -> Tensor:
+    """The sMLP block (arXiv 2109.05422, section 3.2) in one kernel launch.
+
+    Computes what :func:`smlp.functional.smlp` computes::
+
+        x_h[b, c, h, w] = sum_k weight_h[h, k] * x[b, c, k, w] + bias_h[h]
+        x_w[b, c, h, w] = sum_k weight_w[w, k] * x[b, c, h, k] + bias_w[w]
+        out[b, :, h, w] = weight_fuse @ concat(x_h, x_w, x)[b, :, h, w] + bias_fuse
+
+    On a CUDA GPU of compute capability 8.0 or later this runs on Triton kernels, for H and W up to
+    256 and C up to 2048; everything else, other devices included, runs on PyTorch's own operators
+    (:func:`fallback_reason` says which and why). Differentiable to any order in every argument.
+
+    Numerics: products in the type of ``x``, accumulated in float32 (float64 for float64); ``x_h``
+    and ``x_w`` are rounded to the type of ``x`` once, as in PyTorch. Products of float32 are IEEE
+    or TF32 as ``torch.backends.cuda.matmul.fp32_precision`` says, which
+    ``torch.set_float32_matmul_precision`` and ``allow_tf32`` set too. Bitwise reproducible from run
+    to run. Under autocast ``x`` is converted to the autocast type, and the gradients of float32
+    weights are accumulated and returned in float32.
+
+    Args:
+        x: ``[B, C, H, W]``, float16, bfloat16, float32 or float64, any strides; B may be 0.
+        weight_h: ``[H, H]``, out, in.
+        bias_h: ``[H]`` or None.
+        weight_w: ``[W, W]``, out, in.
+        bias_w: ``[W]`` or None.
+        weight_fuse: ``[C, 3C]`` or ``[C, 3C, 1, 1]``, columns in the order h, w, identity.
+        bias_fuse: ``[C]``, or ``[C, H, W]`` for a bias of every place, or None.
+
+    Returns:
+        ``[B, C, H, W]`` in the memory format of ``x``; its type is that of ``x``, under autocast
+        the autocast type.
+
+    Raises:
+        ValueError: if a shape does not fit or the tensors are on different devices.
+        TypeError: if an argument is no floating-point tensor, or types differ outside autocast, or
+            float64 and other types are mixed under it.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x: expected shape [B, C, H, W], none of C, H, W 0, got {list(x.shape)}")
+    _, channels, height, width = x.shape
+    fuse_shapes = ([channels, 3 * channels], [channels, 3 * channels, 1, 1])
+    check_weight("weight_h", weight_h, ([height, height],), x)
+    check_weight("weight_w", weight_w, ([width, width],), x)
+    check_weight("weight_fuse", weight_fuse, fuse_shapes, x)
+    for name, bias, shapes in (
+        ("bias_h", bias_h, ([height],)),
+        ("bias_w", bias_w, ([width],)),
+        ("bias_fuse", bias_fuse, ([channels], [channels, height, width])),
+    ):
+        if bias is not None:
+            check_weight(name, bias, shapes, x)
+    return dispatch(x, weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse)
+
+
+def check_weight(name: str, weight: Tensor, shapes: Sequence[list[int]], x: Tensor) -> None:
+    """Raise the errors that :func:`fused_smlp` documents."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(weight).__name__}")
+    if list(weight.shape) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(
+            f"{name}: expected shape {expected} for x of shape {list(x.shape)}, "
+            f"got {list(weight.shape)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(f"{name}: expected the device of x, {x.device}, got {weight.device}")
+    if not (weight.is_floating_point() and x.is_floating_point()):
+        raise TypeError(
+            f"{name}, x: expected floating-point tensors, got {weight.dtype} and {x.dtype}"
+        )
+    if weight.dtype != x.dtype and autocast_type(x) is None:
+        raise TypeError(
+            f"{name}: expected the type of x, {x.dtype}, got {weight.dtype}; convert one of them "
+            "or run under torch.autocast"
+        )
+
+
+def dispatch(
+    x: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_fuse: Tensor,
+    bias_fuse: Tensor | None,
+) -> Tensor:
+    """:func:`fused_smlp` without its checks."""
+    weights = (weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse)
+    autocast = autocast_type(x)
+    if autocast is not None:
+        x = under_autocast(x, weights, autocast)
+    if fallback_reason(x) is not None:
+        weight_fuse = weight_fuse.reshape(*weight_fuse.shape[:2], 1, 1)
+        if bias_fuse is None or bias_fuse.dim() == 1:
+            return smlp(x, *weights[:4], weight_fuse, bias_fuse)
+        y = smlp(x, *weights[:4], weight_fuse, None)
+        return y + bias_fuse.to(y.dtype)
+    return ops.Mix.call(x, *weights, False)
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes in on the device of ``x``; None where it is off."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # asking about meta is an error
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def under_autocast(x: Tensor, weights: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
+    """``x`` in the autocast type; float64 is exempt and does not mix, as in PyTorch's products."""
+    exempt = [t.dtype == torch.float64 for t in (x, *weights) if t is not None]
+    if any(exempt) and not all(exempt):
+        raise TypeError(
+            "x, weights: float64 is exempt from autocast, which takes all of them or none; "
+            f"got x in {x.dtype} and {sum(exempt[1:])} of {len(exempt) - 1} weights in float64"
+        )
+    return x if exempt[0] else x.to(dtype)
+
+
+def fallback_reason(x: Tensor) -> str | None:
+    """Why an input of this shape, type and device runs on PyTorch; None where the kernels do.
+
+    Args:
+        x: ``[B, C, H, W]``; only its shape, type and device are looked at.
+    """
+    _, channels, height, width = x.shape
+    if os.environ.get("SMLP_KERNELS_DISABLE") == "1":
+        return "SMLP_KERNELS_DISABLE=1 is set"
+    if max(height, width) > MAX_SIZE:
+        return f"height and width are {height} and {width}; the kernels go to {MAX_SIZE}"
+    if channels > MAX_CHANNELS:
+        return f"there are {channels} channels; the kernels go to {MAX_CHANNELS}"
+    if x.dtype not in DTYPES:
+        return f"the type is {x.dtype}; the kernels take {', '.join(map(str, DTYPES))}"
+    if x.is_cuda:
+        arch = arch_of(x)
+        if arch < MIN_ARCH:
+            return f"the compute capability is {arch / 10}; the kernels need {MIN_ARCH / 10}"
+        return None
+    if x.device.type == "cpu" and INTERPRETED:
+        # the interpreter multiplies bfloat16 as if its bits were integers
+        return "Triton's interpreter has no bfloat16" if x.dtype == torch.bfloat16 else None
+    return f"the device is {x.device.type}; the kernels need an NVIDIA GPU"

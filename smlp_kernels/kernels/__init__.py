@@ -1,0 +1,1 @@
+"""The Triton kernels: ``mix`` (forward and input gradient) and ``weight_grad``."""

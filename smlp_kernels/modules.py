@@ -1,0 +1,20 @@
+"""``FusedSMLPBlock``, the drop-in."""
+
+from torch import Tensor
+
+from smlp import SMLPBlock
+from smlp_kernels.functional import dispatch
+
+
+class FusedSMLPBlock(SMLPBlock):
+    """:class:`smlp.SMLPBlock` on the fused kernels: same constructor, parameters and state dict.
+
+    Same results to rounding. On a CUDA GPU forward and backward run on Triton kernels and only the
+    input is kept for backward; elsewhere this is the plain block. See
+    :func:`smlp_kernels.fused_smlp` for numerics, limits and what falls back to PyTorch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As :meth:`smlp.SMLPBlock.forward`, with the same errors."""
+        self.check_input(x)
+        return dispatch(x, *self.weights())

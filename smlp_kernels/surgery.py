@@ -1,0 +1,74 @@
+"""Swapping the fused block into a model and out again, and folding a model for inference."""
+
+from torch import nn
+
+from smlp import SMLPBlock
+from smlp_kernels.folding import FoldedSMLPBlock, folded_parts
+from smlp_kernels.modules import FusedSMLPBlock
+
+
+def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
+    """Swap every :class:`smlp.SMLPBlock` inside ``model`` for the fused block, in place.
+
+    The modules stay the same objects: parameters, their sharing, hooks, the state dict and any
+    optimizer keep working. Subclasses of ``SMLPBlock`` other than the fused block are left alone,
+    since their ``forward`` may do something else.
+
+    Args:
+        model: any module; may itself be a block.
+        fold: for inference with a :class:`smlp.SparseMLP` or :class:`smlp.SMLPNet`: fold BatchNorm
+            and residuals into the linear steps between them first, so that ``x + block(norm(x))``
+            is one kernel launch (:mod:`smlp_kernels.folding`). What is folded has other weights,
+            in buffers, and cannot be unfused or trained: keep the original, or its state dict.
+
+    Returns:
+        The number of blocks swapped, folded ones among them.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if there is nothing to swap or fold, or what folds is in training mode; the
+            model is left as it was.
+    """
+    _require_module(model)
+    parts = folded_parts(model) if fold else {}
+    if not parts:
+        _require_blocks(model, SMLPBlock)
+    for name, part in parts.items():
+        model.set_submodule(name, part.eval())
+    folded = sum(isinstance(part, FoldedSMLPBlock) for part in parts.values())
+    return folded + _swap(model, SMLPBlock, FusedSMLPBlock)
+
+
+def unfuse_model(model: nn.Module) -> int:
+    """The reverse of :func:`fuse_model`: every fused block becomes the plain one, in place.
+
+    Args, returns and errors as for :func:`fuse_model`.
+    """
+    _require_module(model)
+    _require_blocks(model, FusedSMLPBlock)
+    return _swap(model, FusedSMLPBlock, SMLPBlock)
+
+
+def _swap(model: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock]) -> int:
+    """The two classes differ in ``forward`` alone, so changing the class is the whole swap."""
+    blocks = _blocks_of(model, old)
+    for block in blocks:
+        block.__class__ = new
+    return len(blocks)
+
+
+def _blocks_of(model: nn.Module, kind: type[SMLPBlock]) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module) is kind]
+
+
+def _require_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _require_blocks(model: nn.Module, kind: type[SMLPBlock]) -> None:
+    if not _blocks_of(model, kind):
+        raise ValueError(
+            f"model: expected at least one {kind.__name__} to swap, found none in "
+            f"{type(model).__name__}"
+        )

@@ -1,0 +1,190 @@
+"""``warmup``: all kernels of a training step compiled before the first one, on all cores."""
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from smlp_kernels import aot, autotune, compute, launch, ops
+from smlp_kernels.folding import FoldedSMLPBlock
+from smlp_kernels.functional import fallback_reason
+from smlp_kernels.launch import Call
+from smlp_kernels.modules import FusedSMLPBlock
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())
+
+
+class WarmupReport(NamedTuple):
+    """What :func:`warmup` did."""
+
+    kernels: int  # different ones that the blocks need
+    seconds: float  # few where Triton's cache on disk had them
+
+
+class Operation(NamedTuple):
+    """An operator of :mod:`smlp_kernels.ops` and the arguments it was given."""
+
+    operator: Any
+    arguments: tuple[Any, ...]
+
+
+def warmup(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    training: bool = True,
+) -> WarmupReport:
+    """Compile the kernels of the fused blocks inside ``model`` before its first step.
+
+    The model is run on tensors without memory to see what its blocks are given; then all kernels
+    are compiled at once, on as many threads as there are cores. Parameters, gradients, statistics
+    and random numbers stay as they are, and nothing runs on the GPU, but for the search of tiles
+    where ``SMLP_KERNELS_AUTOTUNE=1`` asks for one. Call it as the training would call the model: on
+    its device, in its memory format and inside its ``torch.autocast``, but before ``torch.compile``
+    or data parallelism wrap it. Another batch size needs no other kernels.
+
+    Args:
+        model: takes one tensor; has at least one fused block inside.
+        input_shape: of that tensor, ``[B, C, H, W]``.
+        dtype: of that tensor; by default that of the first floating-point parameter.
+        memory_format: of that tensor.
+        training: whether the kernels of the backward pass are compiled, too.
+
+    Returns:
+        The number of kernels and the seconds it took.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if ``model`` has no fused block, or none that runs on the kernels, as on a CPU;
+            if ``input_shape`` is not four positive integers or the model does not take it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    blocks = [m for m in model.modules() if isinstance(m, FusedSMLPBlock | FoldedSMLPBlock)]
+    if not blocks:
+        raise ValueError(
+            f"model: expected at least one fused block, found none in {type(model).__name__}; "
+            "smlp_kernels.fuse_model swaps them in"
+        )
+    sizes = tuple(input_shape)
+    if len(sizes) != 4 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"input_shape: expected four positive integers, got {input_shape!r}")
+    start = time.perf_counter()
+    operations, reasons = record(model, blocks, sizes, dtype, memory_format, training)
+    if not operations:
+        raise ValueError(
+            f"model: expected a fused block that runs on the kernels, found none in "
+            f"{type(model).__name__}: {'; '.join(reasons) or 'none of them is run'}"
+        )
+    report = WarmupReport(compile_all(operations), time.perf_counter() - start)
+    logger.info("%d kernels compiled in %.1f s", *report)
+    return report
+
+
+def record(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    memory_format: torch.memory_format,
+    training: bool,
+) -> tuple[list[Operation], list[str]]:
+    """The operators that a step calls, and why blocks call none; nothing is computed."""
+    # keeps the parameters' strides, which the kernels are compiled for
+    fake = FakeTensorMode()
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    state = {name: fake.from_tensor(value) for name, value in state.items()}
+    first = next(value for value in state.values() if value.is_floating_point())
+    reasons: dict[str | None, None] = {}
+    handles = [
+        block.register_forward_pre_hook(
+            lambda _, arguments: reasons.setdefault(fallback_reason(arguments[0]))
+        )
+        for block in blocks
+    ]
+    recorder = Recorder()
+    # one thread: modes are a thread's own
+    with fake, recorder, torch.autograd.set_multithreading_enabled(False):
+        x = torch.empty(input_shape, device=first.device, dtype=dtype or first.dtype)
+        x = x.contiguous(memory_format=memory_format)
+        try:
+            with torch.set_grad_enabled(training):
+                outputs = functional_call(model, state, (x,))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"input_shape: expected one that {type(model).__name__} takes, got "
+                f"{list(input_shape)}: {error}"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        wanted = [value for value in state.values() if value.requires_grad]
+        outputs = [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.requires_grad]
+        if training and wanted and outputs:
+            dy = [torch.empty_like(y) for y in outputs]
+            torch.autograd.grad(outputs, wanted, dy, allow_unused=True)
+    return recorder.operations, [reason for reason in reasons if reason is not None]
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the arguments of the two operators on their way to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (ops.mix, ops.mix_weight_grad):
+            self.operations.append(Operation(func, (*args, *kwargs.values())))
+        return func(*args, **kwargs)
+
+
+def compile_all(operations: list[Operation]) -> int:
+    """Compile what the operators launch; the number of different kernels."""
+    wanted: dict[str, tuple[Call, Tensor]] = {}
+    for operation in operations:
+        for call in calls_of(operation):
+            kernel, _, _, _, *options = call.plan
+            key = repr((kernel, options, aot.specialisation(call)))
+            wanted[key] = call, operation.arguments[0]
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
+        for call, x in wanted.values():
+            call.compile(x)
+    return len(wanted)
+
+
+def calls_of(operation: Operation) -> list[Call]:
+    """The calls that :mod:`smlp_kernels.launch` makes for an operator, on the meta device."""
+    operator, (first, second, *_) = operation
+    arch = launch.arch_of(first)
+    arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]
+    if operator is ops.mix_weight_grad:
+        grad_config = autotune.weight_grad_config_like(first, second) if compute.AUTOTUNE else None
+        return launch.weight_grad_calls(*(*arguments, arch, grad_config))[1]
+    config = autotune.mix_config_like(first) if compute.AUTOTUNE else None
+    x, proj_h, bias_h, proj_w, bias_w, fuse, bias, *transposed = arguments
+    proj_h, proj_w, fuse = (weight.to(x.dtype) for weight in (proj_h, proj_w, fuse))
+    biases = launch.dense(bias_h), launch.dense(bias_w)
+    y = torch.empty_like(x)
+    weights = (proj_h, biases[0], proj_w, biases[1], fuse, bias)
+    return [launch.mix_call(x, *weights, y, any(transposed), arch, config)]
+
+
+def shape_of(tensor: Tensor) -> Tensor:
+    """Shape, strides and type of a tensor, without memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
