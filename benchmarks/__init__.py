@@ -1,0 +1,1 @@
+"""Benchmarks of the sMLP block: shapes, floor arithmetic, providers, timings and reports."""

@@ -1,0 +1,117 @@
+"""What the report runs in processes of their own: compiling, forwards to profile, a first call::
+
+python -m benchmarks.children compile small-56
+python -m benchmarks.children forward small-56 --calls 8
+python -m benchmarks.children first-call small-14
+"""
+
+import argparse
+import json
+import time
+
+from benchmarks.shapes import BY_NAME, DTYPES, LAYOUTS, Shape
+
+# What the stages are measured in.
+VARIANTS = (
+    ("bf16", "channels_last"),
+    ("tf32", "channels_last"),
+    ("fp16", "channels_last"),
+    ("bf16", "nchw"),
+)
+
+
+def forward(shape: Shape, calls: int) -> None:
+    """Warm up, then run ``calls`` fused forwards between cudaProfilerStart and Stop.
+
+    The inputs rotate over more bytes than the L2 holds, so that in the steady state every call
+    reads its input from DRAM, and what a call leaves dirty in the L2 is made up for by what it
+    evicts of the calls before.
+    """
+    import torch
+
+    from benchmarks.providers import PROVIDERS
+    from benchmarks.workbench import Workbench
+
+    bench = Workbench(shape, "bf16", "channels_last")
+    with bench.active():
+        steps = bench.steps(PROVIDERS["fused"], "inference")
+        kept = [None] * (len(steps) + 1)  # outputs go to different addresses as well
+        for index in range(2 * len(steps)):
+            kept[index % len(kept)] = steps[index % len(steps)]()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        for index in range(calls):
+            kept[index % len(kept)] = steps[index % len(steps)]()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+
+
+def compile_kernels(shape: Shape) -> None:
+    """A fused forward and backward of each variant, for what they leave in Triton's cache."""
+    import torch
+
+    from benchmarks.ceilings import matmul_precision
+    from smlp_kernels import FusedSMLPBlock
+
+    size = (shape.batch, shape.channels, shape.height, shape.width)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype, layout in VARIANTS:
+        block = FusedSMLPBlock(
+            shape.height, shape.width, shape.channels, device=device, dtype=DTYPES[dtype]
+        )
+        x = torch.randn(size, device=device, dtype=DTYPES[dtype])
+        x = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+        with matmul_precision(dtype):
+            y = block(x)
+            torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
+
+
+def first_call(shape: Shape) -> dict[str, float]:
+    """Seconds of the import and of the first and second forward + backward of a fused block.
+
+    CUDA is initialised before the clock starts: that cost is torch's, not the kernels'.
+    """
+    import torch
+
+    size = (shape.batch, shape.channels, shape.height, shape.width)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(size, device=device).bfloat16().contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    torch.autograd.grad((x @ x.transpose(2, 3)).sum(), x)  # handles and the autograd thread
+    seconds = {}
+    start = time.perf_counter()
+    from smlp_kernels import FusedSMLPBlock
+
+    seconds["import"] = time.perf_counter() - start
+    block = FusedSMLPBlock(shape.height, shape.width, shape.channels, device=device)
+    block.bfloat16()
+    for name in ("first", "second"):
+        for pass_ in ("forward", "backward"):
+            start = time.perf_counter()
+            if pass_ == "forward":
+                y = block(x)
+            else:
+                torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds[f"{name} {pass_}"] = time.perf_counter() - start
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", choices=["compile", "forward", "first-call"])
+    parser.add_argument("shape", choices=sorted(BY_NAME))
+    parser.add_argument("--calls", type=int, default=8, help="forwards under the profiler")
+    arguments = parser.parse_args()
+    shape = BY_NAME[arguments.shape]
+    if arguments.job == "forward":
+        forward(shape, arguments.calls)
+    elif arguments.job == "compile":
+        compile_kernels(shape)
+    else:
+        print(json.dumps(first_call(shape)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Everything there is to measure on a GPU, in one command and under ten minutes::
+
+    python -m benchmarks.gpu_report --out bench_out/report [--part 1|2] [--minutes 9.5]
+
+Part 1 checks the kernels and measures all but torch.compile, part 2 what takes torch.compile's
+minutes of tuning. Each result is written down as it comes; a call with the same folder goes on
+where the former one stopped. Without a GPU everything is skipped with the reason. A kernel that
+leaves the GPU unusable costs one measurement: the rest is done by a new process.
+
+Writes into the folder: ``results.json`` (every measurement), ``report.json`` (the stages' rows,
+for ``benchmarks.plot`` and ``benchmarks.readme_table``), ``table.txt``, ``report.md`` and
+``share_of_floor.png``.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment, measure_block, measure_process, plot, targets
+from benchmarks.ceilings import describe, measure_ceilings
+from benchmarks.children import VARIANTS
+from benchmarks.gemm_alone import gemm_alone
+from benchmarks.measure_block import timed
+from benchmarks.measure_network import network
+from benchmarks.recorder import Context, DeviceLostError, Measurement, Recorder
+from benchmarks.roofline import Ceilings
+from benchmarks.rows import compare
+from benchmarks.shapes import DEMO, GROUPS, GROWTH, STAGES, Shape
+from benchmarks.summary import summary_lines
+
+QUICK = ("eager_nchw", "eager_nhwc", "handwritten", "fused")
+COMPILED = ("compiled", "handwritten_compiled", "fused")
+BOTH = ("inference", "fwd+bwd")
+FORWARD = ("inference",)
+TUNING_SECONDS = 120.0  # for one measurement with torch.compile in it
+
+
+def part_1() -> list[Measurement]:
+    """Checks first, then what the targets name, then the other types and layouts."""
+    bf16, *others = VARIANTS
+    return [
+        Measurement("compile kernels", measure_process.compile_kernels, seconds=150.0),
+        Measurement("tests on the GPU", measure_process.gpu_tests, seconds=120.0),
+        *(_stage(shape, BOTH, QUICK, *bf16) for shape in STAGES),
+        *(measure_process.dram_bytes(shape) for shape in targets.DRAM_SHAPES),
+        *(measure_block.memory(shape) for shape in STAGES),
+        Measurement("host time", measure_block.host),
+        Measurement("graph replay", measure_block.graph_replay),
+        Measurement("first call", measure_process.first_call, seconds=120.0),
+        Measurement("network", network, seconds=90.0),
+        timed("demo", DEMO, FORWARD, QUICK, "fp32", "nchw"),
+        *(timed(s.name, s, FORWARD, ("eager_nhwc", "fused")) for s in GROWTH),
+        *(_stage(shape, BOTH, QUICK, *variant) for variant in others for shape in STAGES),
+        Measurement("channel product alone", gemm_alone),
+        Measurement("memory checker", measure_process.memory_checker, seconds=90.0),
+    ]
+
+
+def part_2() -> list[Measurement]:
+    """torch.compile: one network's stages in all that is compared with it, then the others."""
+    bf16, tf32, _, nchw = VARIANTS
+    tuned = partial(_stage, names=COMPILED, seconds=TUNING_SECONDS)
+    small = GROUPS["small"]
+    rest = [shape for shape in STAGES if shape not in small]
+    return [
+        *(tuned(s, FORWARD, dtype=bf16[0], layout=bf16[1]) for s in small),
+        Measurement("network compiled", partial(network, compiled=True), seconds=240.0),
+        *(tuned(s, ("fwd+bwd",), dtype=bf16[0], layout=bf16[1]) for s in small),
+        timed("demo compiled", DEMO, FORWARD, COMPILED, "fp32", "nchw", TUNING_SECONDS),
+        *(tuned(s, FORWARD, dtype=tf32[0], layout=tf32[1]) for s in small),
+        *(tuned(s, FORWARD, dtype=nchw[0], layout=nchw[1]) for s in small),
+        *(tuned(s, FORWARD, dtype=bf16[0], layout=bf16[1]) for s in rest),
+        *(tuned(s, ("fwd+bwd",), dtype=bf16[0], layout=bf16[1]) for s in rest),
+    ]
+
+
+def _stage(
+    shape: Shape,
+    passes: Sequence[str],
+    names: Sequence[str],
+    dtype: str,
+    layout: str,
+    seconds: float = 60.0,
+) -> Measurement:
+    kind = "compiled " if names == COMPILED else ""
+    name = f"{kind}{shape.name} {dtype} {layout} {' '.join(passes)}"
+    return timed(name, shape, passes, names, dtype, layout, seconds)
+
+
+def all_rows(recorder: Recorder) -> list[dict[str, Any]]:
+    """Rows of all measurements, those of one group next to each other and compared anew.
+
+    The fused block is timed beside the quick providers and again beside the compiled ones: its
+    first row stays.
+    """
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in recorder.entries:
+        for row in (recorder.result(name) or {}).get("rows", []):
+            groups.setdefault(row["group"], {}).setdefault(row["provider"], row)
+    return [row for group in groups.values() for row in compare(list(group.values()))]
+
+
+def other_lines(recorder: Recorder) -> list[str]:
+    """What was measured that is not in rows, one line each."""
+    results = {name: recorder.result(name) for name in recorder.entries}
+    return [
+        f"{name}: {json.dumps(result)}"
+        for name, result in results.items()
+        if result and "rows" not in result
+    ]
+
+
+def conclude(recorder: Recorder, folder: Path, command: str) -> None:
+    """Write and print what the recorded measurements amount to."""
+    rows = all_rows(recorder)
+    of_stages = [row for row in rows if row["shape"] in {shape.name for shape in STAGES}]
+    judged = targets.verdicts(rows, recorder.result)
+    measured = [entry for entry in recorder.entries.values() if entry["status"] == "measured"]
+    last = measured[-1] if measured else {}
+    facts = last.get("environment", environment.describe())
+    ceilings = next((e["ceilings"] for e in reversed(measured) if e["ceilings"]), None)
+    source = folder / "report.json"
+    data = {"environment": facts, "ceilings": ceilings, "rows": of_stages, "command": command}
+    source.write_text(json.dumps(data, indent=1) + "\n")
+
+    head = [", ".join(f"{name} {value}" for name, value in facts.items())]
+    commits = sorted({str(entry["environment"]["commit"]) for entry in measured})
+    if len(commits) > 1:
+        head.append(f"MEASURED AT DIFFERENT COMMITS: {', '.join(commits)}")
+    if ceilings:
+        head.append(describe(Ceilings(**ceilings)))
+    elif not torch.cuda.is_available():
+        head.append(environment.NOT_PERFORMANCE)
+    text = [*head, *summary_lines(rows), "", *other_lines(recorder), "", *targets.lines(judged)]
+    (folder / "table.txt").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+    page = ["# Report", "", *(f"{line}  " for line in head), "", *targets.markdown(judged), ""]
+    try:
+        run = plot.load(source)
+    except plot.NothingMeasuredError as reason:
+        print(reason)
+    else:
+        page.append(plot.markdown(run, command))
+        try:
+            plot.draw(run, folder / "share_of_floor.png")
+        except ImportError as error:
+            print(f"no picture: {error}")
+    (folder / "report.md").write_text("\n".join(page) + "\n")
+    print("written:", *sorted(str(path) for path in folder.iterdir()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--part", type=int, choices=(1, 2), help="half of it; default both")
+    parser.add_argument("--minutes", type=float, default=9.5, help="when to stop; default 9.5")
+    parser.add_argument("--no-retry", action="store_true", help="leave out what failed before")
+    arguments = parser.parse_args()
+    context = Context(time.monotonic() + 60 * arguments.minutes)
+    recorder = Recorder(arguments.out)
+    try:
+        context.ceilings = measure_ceilings()
+        print(describe(context.ceilings), flush=True)
+    except RuntimeError as reason:
+        print(f"skipped: {reason}")
+    parts = {1: part_1, 2: part_2}
+    chosen = (arguments.part,) if arguments.part else tuple(parts)
+    measurements = [measurement for part in chosen for measurement in parts[part]()]
+    command = ["-m", "benchmarks.gpu_report", "--out", str(arguments.out)]
+    if arguments.part:
+        command += ["--part", str(arguments.part)]
+    say = partial(print, flush=True)
+    try:
+        recorder.run(measurements, context, say, retry=not arguments.no_retry)
+    except DeviceLostError as error:
+        say(f"{error} left the GPU unusable for this process; another one goes on")
+        command += ["--minutes", f"{context.remaining() / 60:.3f}", "--no-retry"]
+        os.execv(sys.executable, [sys.executable, *command])
+    conclude(recorder, arguments.out, " ".join(["python", *command]))
+
+
+if __name__ == "__main__":
+    main()

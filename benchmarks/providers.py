@@ -1,0 +1,207 @@
+"""The implementations that are compared, all on one set of parameters, each checked before timing.
+
+===================== ============================================================================
+eager_nchw            the reference block, x NCHW-contiguous
+eager_nhwc            the reference block, x channels_last
+compiled              ``torch.compile(mode="max-autotune-no-cudagraphs")`` of the reference
+handwritten           :mod:`benchmarks.handwritten`, the best order in plain torch
+handwritten_compiled  the same under torch.compile
+fused                 ``smlp_kernels.FusedSMLPBlock``
+===================== ============================================================================
+
+CUDA graphs are left out of torch.compile because the timing replays every provider from one.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.handwritten import channels_first
+from smlp import SMLPBlock
+
+Call = Callable[[Tensor], Tensor]
+
+# Relative Frobenius error against fp64 from the same rounded inputs: some three times what a
+# correct implementation with a few roundings of its intermediates shows, far below a mistake.
+ERROR_BOUNDS = {"bf16": 1e-2, "fp16": 2e-3, "tf32": 2e-3, "fp32": 1e-5}
+
+
+class WrongResultError(RuntimeError):
+    """A provider computes something else than the oracle, so its time means nothing."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One implementation.
+
+    Attributes:
+        name: what it is selected and reported by.
+        build: makes the callable ``x [B, C, H, W] -> y`` from a block, sharing its parameters.
+        layout: the only layout it is measured with; None takes x in the layout of the case.
+        gpu_only: whether it is left out where there is no GPU.
+        compiled: whether building it takes seconds of compilation per shape.
+    """
+
+    name: str
+    build: Callable[[SMLPBlock], Call]
+    layout: str | None = None
+    gpu_only: bool = False
+    compiled: bool = False
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether it counts among what plain torch offers."""
+        return self.name != "fused"
+
+    def why_not(self, layout: str) -> str | None:
+        """The reason why this provider cannot be measured with x in ``layout`` here, or None."""
+        if self.gpu_only and not torch.cuda.is_available():
+            return f"{self.name} needs an NVIDIA GPU"
+        if layout == "nchw" and self.layout == "channels_last":
+            return f"{self.name} would first have to convert x from nchw"
+        if self.name == "fused":
+            try:
+                from smlp_kernels.launch import INTERPRETED
+            except ImportError as error:
+                return f"fused cannot be imported: {error}"
+            if INTERPRETED:
+                return "fused would run in Triton's interpreter: TRITON_INTERPRET=1 is set"
+        return None
+
+
+def _compile(call: Call) -> Call:
+    import torch._functorch.config as functorch_config
+
+    # A backward that is timed alone runs many times on one forward, so its buffers must stay.
+    functorch_config.donated_buffer = False
+    return torch.compile(call, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
+
+
+def _handwritten(block: SMLPBlock) -> Call:
+    def call(x: Tensor) -> Tensor:
+        return channels_first(block, x)
+
+    return call
+
+
+def _fused(block: SMLPBlock) -> Call:
+    from smlp_kernels import FusedSMLPBlock
+
+    weight = block.fuse.weight
+    fused = FusedSMLPBlock(
+        block.height,
+        block.width,
+        block.channels,
+        fuse_bias=block.fuse.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    fused.proj_h, fused.proj_w, fused.fuse = block.proj_h, block.proj_w, block.fuse
+    return fused
+
+
+PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider("eager_nchw", lambda block: block, layout="nchw"),
+        Provider("eager_nhwc", lambda block: block, layout="channels_last"),
+        Provider("compiled", _compile, gpu_only=True, compiled=True),
+        Provider("handwritten", _handwritten),
+        Provider(
+            "handwritten_compiled",
+            lambda block: _compile(_handwritten(block)),
+            gpu_only=True,
+            compiled=True,
+        ),
+        Provider("fused", _fused, gpu_only=True),
+    )
+}
+
+
+def select(names: list[str]) -> list[Provider]:
+    """Providers by name; ``all`` is every one. A ValueError lists what there is."""
+    if names == ["all"]:
+        return list(PROVIDERS.values())
+    unknown = [name for name in names if name not in PROVIDERS]
+    if unknown:
+        raise ValueError(f"providers: expected names among {', '.join(PROVIDERS)}, got {unknown}")
+    return [PROVIDERS[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Output and gradients of the reference in fp64, for one x and one dy."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+
+
+def gradient_targets(block: SMLPBlock, x: Tensor) -> dict[str, Tensor]:
+    """What a training step differentiates: x and every parameter, by name."""
+    return {"x": x, **dict(block.named_parameters())}
+
+
+def run_oracle(block: SMLPBlock, x: Tensor, grad_output: Tensor) -> Oracle:
+    """The reference in fp64 from the same, already rounded x, parameters and gradient."""
+    exact = copy.deepcopy(block).double()
+    targets = gradient_targets(exact, x.detach().double().requires_grad_())
+    output = exact(targets["x"])
+    gradients = torch.autograd.grad(output, list(targets.values()), grad_output.double())
+    return Oracle(output.detach(), dict(zip(targets, gradients, strict=True)))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """``|actual - expected| / |expected|`` in the Frobenius norm, in fp64; NaN stays NaN."""
+    difference = (actual.detach().double() - expected).norm()
+    return (difference / expected.norm().clamp_min(1e-300)).item()
+
+
+def check(
+    provider: Provider,
+    call: Call,
+    block: SMLPBlock,
+    x: Tensor,
+    grad_output: Tensor,
+    oracle: Oracle,
+    dtype: str,
+    *,
+    backward: bool = True,
+) -> dict[str, float]:
+    """Relative errors of a pass; raises unless every one is within the bound.
+
+    Args:
+        provider: whose name goes into the error.
+        call: what the provider built from ``block``.
+        block: the parameters that are differentiated.
+        x: ``[B, C, H, W]``, requiring a gradient if ``backward``.
+        grad_output: dy, like y.
+        oracle: from :func:`run_oracle` with the same x and dy.
+        dtype: a name in :data:`ERROR_BOUNDS`.
+        backward: check a training pass, output and gradients, instead of inference. A compiled
+            provider has a graph of its own for each, so neither is run unless asked for.
+
+    Raises:
+        WrongResultError: naming the provider, the tensor and its error.
+    """
+    bound = ERROR_BOUNDS[dtype]
+    errors = {}
+    if backward:
+        targets = gradient_targets(block, x)
+        output = call(x)
+        gradients = torch.autograd.grad(output, list(targets.values()), grad_output)
+        for name, gradient in zip(targets, gradients, strict=True):
+            errors[f"d {name}"] = relative_error(gradient, oracle.gradients[name])
+    else:
+        with torch.no_grad():
+            output = call(x)
+    errors = {"output": relative_error(output, oracle.output), **errors}
+    for name, error in errors.items():
+        if not error <= bound:  # written so that NaN fails
+            raise WrongResultError(
+                f"{provider.name}: {name} is off by {error:.1e} (relative Frobenius norm, "
+                f"{dtype} allows {bound:.0e}) for x {list(x.shape)}"
+            )
+    return errors

@@ -1,0 +1,159 @@
+"""Clocks: GPU time per call, host time per call, memory, and how samples are interleaved.
+
+GPU time comes from replaying a CUDA graph of many calls that rotate over several inputs. That
+leaves out the host and the launch gaps (at 20 to 40 us per kernel they would be what is measured),
+and rotating over more bytes than the L2 holds makes every call read its input from DRAM. Time by
+events with the L2 flushed (``triton.testing.do_bench``) is kept beside it, and stands in where a
+provider cannot be captured.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], Any]
+Stopwatch = Callable[[], float]  # one sample, in microseconds per call
+
+GRAPH_US = 3000.0  # length of one replay: thousands of times the resolution of an event
+MAX_CALLS_PER_GRAPH = 64
+FLUSH_BYTES = 256 << 20  # several times any L2
+
+
+def synchronised_seconds() -> float:
+    """``time.perf_counter`` after all work of the device is done; pytest-benchmark's timer here."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class L2Flush:
+    """Overwrites a buffer larger than the L2 cache; does nothing without a GPU."""
+
+    def __init__(self) -> None:
+        size = FLUSH_BYTES if torch.cuda.is_available() else 0
+        device = "cuda" if size else "cpu"
+        self._buffer = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def __call__(self) -> None:
+        self._buffer.zero_()
+
+
+def event_us(call: Call) -> float:
+    """Median GPU time of one call between two events, the L2 flushed before each."""
+    from triton.testing import do_bench  # needs a driver when used, so never at import
+
+    return 1e3 * do_bench(call, warmup=10, rep=50, return_mode="median")
+
+
+def graph_stopwatch(calls: Sequence[Call], estimate_us: float) -> Stopwatch:
+    """Capture ``calls`` round-robin into one CUDA graph on the current stream.
+
+    Args:
+        calls: one per input set. Each result lives until its set comes round again, so that outputs
+            go to different addresses and are written to DRAM like anyone's.
+        estimate_us: rough time of one call, which sets how many are captured.
+
+    Raises:
+        RuntimeError: if a call cannot be captured.
+    """
+    rounds = max(1, round(min(MAX_CALLS_PER_GRAPH, GRAPH_US / estimate_us) / len(calls)))
+    order = [index for _ in range(rounds) for index in range(len(calls))]
+    results: list[Any] = [None] * len(calls)
+    stream = torch.cuda.current_stream()
+    for call in calls:  # anything lazy (handles, workspaces, compilation) before the capture
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for index in order:
+            results[index] = calls[index]()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def sample() -> float:
+        graph.replay()  # fills the queue, so that the timed one does not wait for the host
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return 1e3 * start.elapsed_time(end) / len(order)
+
+    sample.keep = results  # type: ignore[attr-defined]  # the graph writes into them
+    return sample
+
+
+def wall_stopwatch(call: Call) -> Stopwatch:
+    """Wall time of one call on a machine without a GPU, for rehearsals."""
+
+    def sample() -> float:
+        start = time.perf_counter()
+        call()
+        return 1e6 * (time.perf_counter() - start)
+
+    return sample
+
+
+def interleaved(stopwatches: Mapping[str, Stopwatch], rounds: int = 7) -> dict[str, float]:
+    """Median of ``rounds`` samples of each, taken in turn so that drift of the clocks hits all."""
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+    samples: dict[str, list[float]] = {name: [] for name in stopwatches}
+    for _ in range(rounds):
+        for name, stopwatch in stopwatches.items():
+            samples[name].append(stopwatch())
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def host_us(call: Call, count: int = 20, rounds: int = 5) -> float:
+    """Median time the host needs to issue one call, without waiting for the device.
+
+    ``count`` is small enough for the launch queue (1,024 entries) not to fill up and block.
+    """
+    call()
+    samples = []
+    for _ in range(rounds):
+        start = synchronised_seconds()
+        for _ in range(count):
+            call()
+        samples.append(1e6 * (time.perf_counter() - start) / count)
+    return statistics.median(samples)
+
+
+def peak_bytes(call: Call) -> int | None:
+    """Device memory that one call needs beyond what is allocated before it; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del result
+    return peak
+
+
+def saved_bytes(call: Call, parameters: Sequence[Tensor]) -> int:
+    """Bytes of the distinct storages that autograd keeps after a forward, parameters left out.
+
+    Counts x itself when it is saved: it has to stay alive for the backward. Does not see inside a
+    torch.compile'd function.
+    """
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no address is used twice while counting
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    del result
+    return sum(kept.values())

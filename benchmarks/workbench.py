@@ -1,0 +1,278 @@
+"""One shape, dtype and layout: every provider on the same parameters, ready to be timed."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from benchmarks.ceilings import matmul_precision
+from benchmarks.providers import Call, Provider, check, gradient_targets, run_oracle
+from benchmarks.roofline import PASSES
+from benchmarks.shapes import DTYPES, LAYOUTS, Shape
+from smlp import SMLPBlock
+
+MAX_INPUT_SETS = 12
+
+
+class CompileBudgetError(RuntimeError):
+    """The time set aside for torch.compile is used up."""
+
+
+@dataclass
+class CompileBudget:
+    """Seconds that all max-autotune compilations of a run may take together."""
+
+    seconds: float
+    spent: float = 0.0
+
+    @contextmanager
+    def charge(self, provider: Provider) -> Iterator[None]:
+        """Count the time inside against the budget; raises before it starts if none is left."""
+        if provider.compiled and self.spent >= self.seconds:
+            raise CompileBudgetError(
+                f"{provider.name}: the {self.seconds:.0f} s for torch.compile are used up"
+            )
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if provider.compiled:
+                self.spent += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class GpuTime:
+    """Microseconds per call on the device.
+
+    Attributes:
+        us: the number to quote: graph replay where a graph could be captured, events elsewhere.
+        event_us: between events, with the L2 flushed; includes launch gaps.
+        method: which of the two ``us`` is, and why.
+        again_us: the same provider measured a second time in the same rounds; shows the noise.
+    """
+
+    us: float
+    event_us: float
+    method: str
+    again_us: float | None = None
+
+
+@dataclass
+class Workbench:
+    """Inputs, parameters and the providers built so far.
+
+    Args:
+        shape: the input's shape.
+        dtype: a name in DTYPES.
+        layout: a name in LAYOUTS, the memory format of x and dy.
+        budget: what compilation may cost.
+    """
+
+    shape: Shape
+    dtype: str
+    layout: str
+    budget: CompileBudget = field(default_factory=lambda: CompileBudget(math.inf))
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("dtype", self.dtype, DTYPES), ("layout", self.layout, LAYOUTS)):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._stream = torch.cuda.Stream() if self.device == "cuda" else None
+        self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._calls: dict[str, Call] = {}
+        self._failures: dict[str, Exception] = {}
+        self.errors: dict[str, dict[str, float]] = {}
+        self.compile_seconds: dict[str, float] = {}
+        torch.manual_seed(0)
+        shape = self.shape
+        self.block = SMLPBlock(shape.height, shape.width, shape.channels)
+        self.block.to(device=self.device, dtype=DTYPES[self.dtype])
+        self._oracle: Any = None
+        self.measured: dict[str, dict[str, GpuTime]] = {}  # by pass
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run on the bench's own stream (a graph cannot be captured on the default one)."""
+        with ExitStack() as stack:
+            stack.enter_context(matmul_precision(self.dtype))
+            if self._stream is not None:
+                stack.enter_context(torch.cuda.stream(self._stream))
+            yield
+
+    def close(self) -> None:
+        """Free the tensors and what was compiled for this shape."""
+        self._inputs.clear()
+        self._calls.clear()
+        self._oracle = None
+        if self.compile_seconds:
+            torch._dynamo.reset()  # or the recompile limit is reached after a few shapes
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def inputs(self, layout: str) -> list[tuple[Tensor, Tensor]]:
+        """Random (x, dy) pairs in ``layout``: enough of them to exceed the L2 three times over."""
+        if layout not in self._inputs:
+            memory_format = LAYOUTS[layout]
+            size = (self.shape.batch, self.shape.channels, self.shape.height, self.shape.width)
+            generator = torch.Generator(self.device).manual_seed(1)
+            self._inputs[layout] = []
+            for _ in range(self._input_sets()):
+                x, grad_output = (
+                    torch.randn(size, device=self.device, generator=generator)
+                    .to(DTYPES[self.dtype])
+                    .contiguous(memory_format=memory_format)
+                    for _ in range(2)
+                )
+                self._inputs[layout].append((x.requires_grad_(), grad_output))
+        return self._inputs[layout]
+
+    def _input_sets(self) -> int:
+        if self.device != "cuda":
+            return 1
+        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+        moved = 2 * self.shape.elements * DTYPES[self.dtype].itemsize
+        return max(1, min(MAX_INPUT_SETS, math.ceil(3 * cache / moved)))
+
+    def call(self, provider: Provider, *, backward: bool) -> Call:
+        """The provider's callable, built, compiled and checked once.
+
+        Raises:
+            WrongResultError: if it disagrees with the fp64 oracle.
+            CompileBudgetError: if it would have to be compiled and no time is left for that.
+        """
+        stage = f"{provider.name} {'training' if backward else 'inference'}"
+        if stage in self._failures:
+            raise self._failures[stage]
+        if stage not in self.errors:
+            try:
+                self._build_and_check(provider, stage, backward)
+            except Exception as error:
+                self._failures[stage] = error  # asked again for every pass; a compilation is slow
+                raise
+        return self._calls[provider.name]
+
+    def _build_and_check(self, provider: Provider, stage: str, backward: bool) -> None:
+        x, grad_output = self.inputs(provider.layout or self.layout)[0]
+        if self._oracle is None:  # the same values in every layout: one seed, one order
+            self._oracle = run_oracle(self.block, x, grad_output)
+        start = time.perf_counter()
+        with self.budget.charge(provider):
+            call = self._calls.get(provider.name) or provider.build(self.block)
+            self.errors[stage] = check(
+                provider,
+                call,
+                self.block,
+                x,
+                grad_output,
+                self._oracle,
+                self.dtype,
+                backward=backward,
+            )
+        self._calls[provider.name] = call
+        if provider.compiled:
+            self.compile_seconds[stage] = time.perf_counter() - start
+
+    def steps(self, provider: Provider, pass_: str) -> list[Callable[[], Any]]:
+        """One zero-argument callable per input set that runs ``pass_``.
+
+        ``inference`` runs without autograd, ``fwd`` records for a backward, ``bwd`` repeats the
+        backward of a forward made here, ``fwd+bwd`` is both; gradients of x and all parameters.
+        """
+        if pass_ not in PASSES:
+            raise ValueError(f"pass_: expected one of {', '.join(PASSES)}, got {pass_!r}")
+        call = self.call(provider, backward=pass_ != "inference")
+        make = {
+            "inference": _inference,
+            "fwd": _forward,
+            "bwd": self._backward,
+            "fwd+bwd": self._both,
+        }[pass_]
+        pairs = self.inputs(provider.layout or self.layout)
+        return [make(call, x, grad_output) for x, grad_output in pairs]
+
+    def _both(self, call: Call, x: Tensor, grad_output: Tensor) -> Callable[[], Any]:
+        targets = list(gradient_targets(self.block, x).values())
+        return lambda: torch.autograd.grad(call(x), targets, grad_output)
+
+    def _backward(self, call: Call, x: Tensor, grad_output: Tensor) -> Callable[[], Any]:
+        output = call(x)
+        targets = list(gradient_targets(self.block, x).values())
+        return lambda: torch.autograd.grad(output, targets, grad_output, retain_graph=True)
+
+    def usable(
+        self, providers: list[Provider], pass_: str
+    ) -> tuple[list[Provider], dict[str, str]]:
+        """Providers that can be timed for ``pass_``, and why each of the others cannot."""
+        found, reasons = [], {}
+        for provider in providers:
+            try:
+                if reason := provider.why_not(self.layout):
+                    reasons[provider.name] = reason
+                    continue
+                self.steps(provider, pass_)
+            except Exception as error:
+                reasons[provider.name] = (
+                    f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                )
+            else:
+                found.append(provider)
+        return found, reasons
+
+    def gpu_times(self, providers: list[Provider], pass_: str) -> dict[str, GpuTime]:
+        """GPU time of each provider, sampled in turn; the first one appears twice in each turn.
+
+        Raises:
+            RuntimeError: without a GPU.
+        """
+        if self.device != "cuda":
+            raise RuntimeError("GPU time: an NVIDIA GPU is needed")
+        stopwatches: dict[str, timing.Stopwatch] = {}
+        events: dict[str, float] = {}
+        methods: dict[str, str] = {}
+        for provider in providers:
+            name, steps = provider.name, self.steps(provider, pass_)
+            events[name] = timing.event_us(steps[0])
+            try:
+                stopwatches[name] = timing.graph_stopwatch(steps, events[name])
+                methods[name] = f"CUDA graph over {len(steps)} inputs"
+            except RuntimeError as error:
+                first_line = str(error).partition("\n")[0]
+                stopwatches[name] = partial(timing.event_us, steps[0])
+                methods[name] = f"events, since no graph could be captured: {first_line}"
+        again = providers[0].name if providers else None
+        turns = dict(stopwatches)
+        if again:
+            turns[f"{again} again"] = stopwatches[again]
+        medians = timing.interleaved(turns)
+        return {
+            name: GpuTime(
+                medians[name],
+                events[name],
+                methods[name],
+                medians[f"{again} again"] if name == again else None,
+            )
+            for name in stopwatches
+        }
+
+
+def _inference(call: Call, x: Tensor, _: Tensor) -> Callable[[], Any]:
+    def step() -> Tensor:
+        with torch.no_grad():
+            return call(x)
+
+    return step
+
+
+def _forward(call: Call, x: Tensor, _: Tensor) -> Callable[[], Any]:
+    return lambda: call(x)
