@@ -1,0 +1,44 @@
+# Everything runs in a virtual environment made on first use. To use an environment that has torch
+# and triton already, without installing anything:  make test PYTHON=python3 VENV=
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+environment = # nothing to install
+else
+PY := $(VENV)/bin/python
+environment = $(VENV)/$(1).stamp
+endif
+
+.PHONY: demo test bench gpu-report lint clean
+
+demo: $(call environment,demo)  ## train on MNIST with plain and fused blocks, into demo_out/
+	$(PY) -m smlp_kernels.demo --out demo_out $(ARGS)
+
+test: $(call environment,test)  ## all tests that this machine can run
+	$(PY) -m pytest $(ARGS)
+
+bench: $(call environment,test)  ## providers side by side: table, JSON and plot, into bench_out/
+	mkdir -p bench_out
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=bench_out/run.json $(ARGS)
+	$(PY) -m benchmarks.plot bench_out/run.json bench_out
+
+gpu-report: $(call environment,test)  ## all that is to be measured on a GPU, resumable
+	$(PY) -m benchmarks.gpu_report --out bench_out/report $(ARGS)
+
+lint: $(call environment,dev)  ## style and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf $(VENV) bench_out demo_out build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@

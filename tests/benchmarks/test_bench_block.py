@@ -1,0 +1,38 @@
+"""``pytest benchmarks`` itself on a machine without a GPU: banner, table, JSON, no interpreter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.environment import ROOT
+
+
+def test_rehearsal(tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q"]
+    command += ["-p", "no:cacheprovider", f"--benchmark-json={target}"]
+    command += ["--shapes=rehearsal-7", "--dtypes=fp32", "--passes=inference,fwd"]
+    child = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stdout[-2000:]
+    assert "NOT performance results" in child.stdout
+    assert "fwd rehearsal-7 [2, 33, 7, 7] fp32 nchw" in child.stdout.splitlines()
+    run = json.loads(target.read_text())
+    timed = {entry["extra_info"]["provider"] for entry in run["benchmarks"]}
+    assert timed == {"eager_nchw", "eager_nhwc", "handwritten"}
+    assert run["is_performance"] is False and run["ceilings"] is None
+    assert run["machine_info"]["smlp"]["torch"]
+
+
+def test_an_unknown_shape_is_named() -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--shapes=huge", "-q"]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode != 0 and "shapes: expected names among" in child.stdout

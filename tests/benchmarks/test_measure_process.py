@@ -1,0 +1,148 @@
+"""What is read out of other programs' output, and what happens when they fail."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import measure_process
+from benchmarks.measure_process import (
+    NCU_CALLS,
+    compile_kernels,
+    dram_bytes,
+    first_call,
+    gpu_tests,
+    memory_checker,
+    over_ideal,
+    read_junit,
+    read_ncu,
+    run_child,
+)
+from benchmarks.recorder import Context, SkippedError
+from benchmarks.shapes import BY_NAME, STAGES
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.test_mix" name="test_good"/>
+<testcase classname="tests.test_mix" name="test_bad"><failure message="1 != 2&#10;more"/></testcase>
+<testcase classname="tests.test_mix" name="test_away"><skipped message="two GPUs"/></testcase>
+</testsuite></testsuites>"""
+
+NCU = """==PROF== Connected to process 1
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","mix_kernel","dram__bytes_read.sum","byte","4,000"
+"0","mix_kernel","dram__bytes_write.sum","byte","2,400"
+"1","mix_kernel","dram__bytes_read.sum","byte","4,000"
+"1","mix_kernel","dram__bytes_write.sum","byte","1,600"
+==PROF== Disconnected
+"""
+
+
+def _context() -> Context:
+    return Context(deadline=time.monotonic() + 60)
+
+
+def _answer(stdout: str = "", stderr: str = "", status: int = 0):
+    def run(command, *_, **__) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, status, stdout, stderr)
+
+    return run
+
+
+def test_junit() -> None:
+    assert read_junit(JUNIT) == {
+        "passed": 1,
+        "skipped": 1,
+        "failures": {"tests.test_mix::test_bad": "1 != 2"},
+    }
+
+
+def test_ncu_counters_per_call() -> None:
+    found = read_ncu(NCU)
+    assert found == {
+        "read": 8000 / NCU_CALLS,
+        "written": 4000 / NCU_CALLS,
+        "kernels_per_call": 2 / NCU_CALLS,
+    }
+    assert over_ideal(found, 1000)["over_ideal"] == pytest.approx(12000 / NCU_CALLS / 1000)
+    with pytest.raises(RuntimeError, match="no DRAM counters"):
+        read_ncu("==PROF== nothing")
+
+
+def test_without_ncu_it_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_process.shutil, "which", lambda _: None)
+    with pytest.raises(SkippedError, match="not on the PATH"):
+        dram_bytes(BY_NAME["small-56"]).run(_context())
+
+
+def test_ncu_over_the_bytes_of_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_process.shutil, "which", lambda _: "/bin/ncu")
+    monkeypatch.setattr(measure_process, "run_child", _answer(NCU))
+    shape = BY_NAME["cifar-4"]
+    found = dram_bytes(shape).run(_context())
+    weights = 2 * (4 * 4 + 4) + 128 * 3 * 128 + 128
+    assert found["ideal"] == 2 * (2 * 128 * 128 * 16 + weights)
+    failed = _answer("==ERROR== ERR_NVGPUCTRPERM\n", status=1)
+    monkeypatch.setattr(measure_process, "run_child", failed)
+    with pytest.raises(SkippedError, match="ncu ended with 1: ==ERROR== ERR_NVGPUCTRPERM"):
+        dram_bytes(shape).run(_context())
+
+
+def test_a_child_that_takes_too_long_is_stopped() -> None:
+    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    with pytest.raises(RuntimeError, match=r"took over 1 s; printed last: .*begun"):
+        run_child(command, 1.0)
+
+
+def test_every_stage_is_compiled_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run(command, seconds):
+        asked.append(command[-1])
+        assert seconds <= 60
+        status = int(command[-1] == "tiny-7")
+        return subprocess.CompletedProcess(command, status, "", "no such tile")
+
+    monkeypatch.setattr(measure_process, "run_child", run)
+    assert compile_kernels(_context()) == {"failures": {"tiny-7": "no such tile"}}
+    assert sorted(asked) == sorted(shape.name for shape in STAGES)
+
+
+def test_first_call_is_cold_then_warm_in_one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = []
+
+    def run(command, seconds, extra_env):
+        caches.append(extra_env["TRITON_CACHE_DIR"])
+        return subprocess.CompletedProcess(
+            command, 0, f'log\n{{"first forward": {len(caches)}}}', ""
+        )
+
+    monkeypatch.setattr(measure_process, "run_child", run)
+    found = first_call(_context())
+    assert found == {"cold": {"first forward": 1}, "warm": {"first forward": 2}}
+    assert caches[0] == caches[1]
+    monkeypatch.setattr(measure_process, "run_child", _answer(stderr="out of memory", status=1))
+    with pytest.raises(RuntimeError, match="cold: out of memory"):
+        first_call(_context())
+
+
+def test_tests_that_leave_no_report_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_process, "run_child", _answer("no module", status=4))
+    with pytest.raises(RuntimeError, match="pytest ended with 4: no module"):
+        gpu_tests(_context())
+
+
+def test_the_memory_checker_tells_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_process.shutil, "which", lambda _: "/bin/compute-sanitizer")
+    monkeypatch.setattr(measure_process, "run_child", _answer("========= ERROR SUMMARY: 0\n"))
+    assert memory_checker(_context()) == {"failures": {}}
+    printed = "========= COMPUTE-SANITIZER\n========= Invalid read of size 2\n"
+    monkeypatch.setattr(measure_process, "run_child", _answer(printed, status=9))
+    assert "Invalid read of size 2" in memory_checker(_context())["failures"]["memcheck"]
+    refused = _answer("========= Device not supported\n", status=1)
+    monkeypatch.setattr(measure_process, "run_child", refused)
+    with pytest.raises(SkippedError, match=r"ended with 1: .*Device not supported"):
+        memory_checker(_context())
+    monkeypatch.setattr(measure_process.shutil, "which", lambda _: None)
+    with pytest.raises(SkippedError, match="not on the PATH"):
+        memory_checker(_context())

@@ -1,0 +1,87 @@
+"""The numerics table: what is measured, where it is written, and that it cannot compare in vain."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import numerics
+from benchmarks.shapes import STAGES, Shape
+from smlp_kernels import functional
+
+SMALL = Shape("small-7", 2, 3, 5, 4)
+NEEDS_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about the interpreter")
+UNIT_ROUNDOFF = {"fp16": 2.0**-11, "fp32": 2.0**-24}
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize("dtype", numerics.ON_CPU)
+def test_errors_are_those_of_the_type(dtype: str) -> None:
+    row = numerics.measure(SMALL, dtype, "cpu")
+    for error in (*row.fused, *row.plain):
+        assert UNIT_ROUNDOFF[dtype] / 20 < error < 20 * UNIT_ROUNDOFF[dtype]
+    assert row.fused != row.plain  # not the same path twice
+
+
+@NEEDS_CPU
+def test_a_block_that_falls_back_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMLP_KERNELS_DISABLE", "1")
+    with pytest.raises(RuntimeError, match=r"do not run for small-7.*SMLP_KERNELS_DISABLE=1"):
+        numerics.measure(SMALL, "fp32", "cpu")
+
+
+@NEEDS_CPU
+def test_a_wrong_gradient_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = functional.ops.Mix.call
+
+    def wrong(x: torch.Tensor, *weights: object) -> torch.Tensor:
+        return mix(x, *weights) + 0.01 * x[:1]
+
+    monkeypatch.setattr(functional.ops.Mix, "call", wrong)
+    row = numerics.measure(SMALL, "fp32", "cpu")
+    assert row.fused[0] > 1e-4 > row.plain[0]
+    assert row.fused[1] > 1e-4 > row.plain[1]
+
+
+def test_shapes() -> None:
+    assert [s.name for s in numerics.measured_shapes(True)] == [s.name for s in STAGES]
+    for stage, small in zip(STAGES, numerics.measured_shapes(False), strict=True):
+        assert (small.batch, small.height, small.width) == (1, stage.height, stage.width)
+        assert small.channels == stage.channels // 8
+
+
+def test_table_is_written_between_the_markers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{numerics.BEGIN}\nold\n{numerics.END}\nafter\n")
+    row = numerics.Row(SMALL, "fp16", (1e-4, 2e-4, 3e-4), (4e-4, 5e-4, 6e-4))
+    monkeypatch.setattr(numerics, "rows", lambda on_gpu: iter([row]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["numerics", "--page", str(page)])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # main sets it: restore it afterwards
+    numerics.main()
+    lines = page.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    expected = "| 1.0e-04 | 4.0e-04 | 2.0e-04 | 5.0e-04 | 3.0e-04 | 6.0e-04 |"
+    assert f"| small-7 | 2, 3, 5, 4 | fp16 {expected}" in lines
+    (header,) = [line for line in lines if "Reproduce" in line]
+    assert header.startswith("Triton interpreter on CPU, commit ")
+    assert f"torch {torch.__version__}" in header and "triton 3." in header
+    numerics.main()  # again, over its own
+    assert page.read_text().splitlines() == lines
+
+
+def test_page_without_markers_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing here")
+    with pytest.raises(ValueError, match="expected the markers"):
+        numerics.around_the_table(page)
+
+
+def test_the_page_itself() -> None:
+    """Its table covers all stages in both types."""
+    text = numerics.PAGE.read_text().partition(numerics.BEGIN)[2].partition(numerics.END)[0]
+    for stage in STAGES:
+        assert text.count(f"| {stage.name} |") >= 2
+    assert "Reproduce: `python -m benchmarks.numerics`" in text

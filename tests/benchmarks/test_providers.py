@@ -1,0 +1,102 @@
+"""Every provider that runs here agrees with the block, and a wrong one is caught before timing."""
+
+import pytest
+import torch
+
+from benchmarks.providers import (
+    PROVIDERS,
+    WrongResultError,
+    check,
+    relative_error,
+    run_oracle,
+    select,
+)
+from benchmarks.shapes import LAYOUTS
+from smlp import SMLPBlock
+
+HERE = [provider for provider in PROVIDERS.values() if not provider.gpu_only]
+
+
+def _case(layout: str, fuse_bias: bool = True):
+    torch.manual_seed(0)
+    block = SMLPBlock(5, 7, 6, fuse_bias=fuse_bias)
+    x = torch.randn(3, 6, 5, 7).to(memory_format=LAYOUTS[layout]).requires_grad_()
+    return block, x, torch.randn(3, 6, 5, 7)
+
+
+@pytest.mark.parametrize("fuse_bias", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("provider", HERE, ids=lambda provider: provider.name)
+def test_agrees_with_the_oracle(provider, layout: str, fuse_bias: bool) -> None:
+    block, x, grad_output = _case(layout, fuse_bias)
+    oracle = run_oracle(block, x, grad_output)
+    errors = check(provider, provider.build(block), block, x, grad_output, oracle, "fp32")
+    inference = check(
+        provider, provider.build(block), block, x, grad_output, oracle, "fp32", backward=False
+    )
+    assert set(inference) == {"output"}
+    assert set(errors) == {"output", "d x"} | {f"d {name}" for name, _ in block.named_parameters()}
+
+
+def test_a_swapped_axis_is_caught() -> None:
+    block, x, grad_output = _case("nchw")
+    oracle = run_oracle(block, x, grad_output)
+    wrong = SMLPBlock(5, 7, 6)
+    wrong.load_state_dict(block.state_dict())
+    with torch.no_grad():
+        wrong.fuse.weight[:, :12] = wrong.fuse.weight[:, :12].roll(6, dims=1)
+    with pytest.raises(WrongResultError, match="eager_nchw: output is off by"):
+        check(PROVIDERS["eager_nchw"], wrong, block, x, grad_output, oracle, "fp32", backward=False)
+
+
+def test_a_wrong_gradient_is_caught_although_the_output_is_right() -> None:
+    block, x, grad_output = _case("nchw")
+    oracle = run_oracle(block, x, grad_output)
+
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        nothing = x - x.detach()  # zero, but its gradient is not
+        return block(x) + nothing
+
+    with pytest.raises(WrongResultError, match="eager_nchw: d x is off by"):
+        check(PROVIDERS["eager_nchw"], wrong, block, x, grad_output, oracle, "fp32")
+
+
+def test_nan_is_caught() -> None:
+    block, x, grad_output = _case("nchw")
+    oracle = run_oracle(block, x, grad_output)
+    with pytest.raises(WrongResultError, match="off by nan"):
+        check(
+            PROVIDERS["eager_nchw"],
+            lambda x: block(x) * float("nan"),
+            block,
+            x,
+            grad_output,
+            oracle,
+            "fp32",
+            backward=False,
+        )
+
+
+def test_relative_error_by_hand() -> None:
+    actual, expected = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]).double()
+    assert relative_error(actual, expected) == pytest.approx(4 / 3)
+
+
+def test_selection() -> None:
+    assert [provider.name for provider in select(["fused", "compiled"])] == ["fused", "compiled"]
+    assert select(["all"]) == list(PROVIDERS.values())
+    with pytest.raises(ValueError, match=r"providers: expected names among eager_nchw.*'cudnn'"):
+        select(["cudnn"])
+
+
+def test_nhwc_reference_is_not_offered_for_nchw_input() -> None:
+    assert "convert x" in (PROVIDERS["eager_nhwc"].why_not("nchw") or "")
+    assert PROVIDERS["eager_nchw"].why_not("channels_last") is None
+
+
+def test_the_interpreter_is_never_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("smlp_kernels.launch.INTERPRETED", True)
+    assert "interpreter" in (PROVIDERS["fused"].why_not("nchw") or "")
+    monkeypatch.setattr("smlp_kernels.launch.INTERPRETED", False)
+    assert PROVIDERS["fused"].why_not("nchw") is None

@@ -1,0 +1,162 @@
+"""Every shipped configuration, compiled for every chip it is shipped for; no chip is needed.
+
+Compiling has to happen outside of Triton's interpreter, which this process may be in: one run of
+``python -m smlp_kernels.aot_report`` compiles everything, and each case is a test of its rows.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from smlp_kernels import aot_report
+from smlp_kernels.aot import (
+    SHARED_MEMORY,
+    TENSOR_MEMORY_COLUMNS,
+    Resources,
+    loop_instructions,
+)
+from smlp_kernels.aot_report import Case, shipped_cases
+
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide, maximum shared memory of a thread block
+LIMIT_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+
+pytestmark = pytest.mark.xdist_group("aot")  # one process compiles
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[dict[str, Any]]]:
+    path = tmp_path_factory.mktemp("aot") / "rows.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "smlp_kernels.aot_report", "--json", str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if not path.exists():
+        pytest.fail(f"{' '.join(command)} wrote nothing:\n{result.stdout}\n{result.stderr}")
+    by_case = defaultdict(list)
+    for row in json.loads(path.read_text()):
+        by_case[Case(**{name: row[name] for name in Case.__dataclass_fields__})].append(row)
+    return by_case
+
+
+@pytest.mark.parametrize("case", shipped_cases(), ids=str)
+def test_shipped(case: Case, rows: dict[Case, list[dict[str, Any]]]) -> None:
+    kernels = {row["kernel"] for row in rows[case]}
+    assert kernels >= {"forward", "projection gradients", "fuse gradient"}
+    for row in rows[case]:
+        assert row["shared"] <= LIMIT_KIB[case.arch] * 1024, row
+        assert row["tensor_memory"] <= 512, row
+        assert row["loop_spills"] == 0, row
+        assert not row["serialized"], row
+        assert row["registers"] <= 255, row
+        assert row["loop_stores"] >= 0 and row["loop_loads"] >= 0, row
+        if case.dtype in ("bfloat16", "float16", "tf32"):
+            assert row["matrix"], f"no tensor cores: {row}"
+        if case.dtype == "float32":
+            assert not row["matrix"], f"IEEE float32 is not computed on tensor cores: {row}"
+
+
+def test_every_chip_and_type_is_covered() -> None:
+    cases = shipped_cases()
+    assert {case.arch for case in cases} == set(LIMIT_KIB) == set(SHARED_MEMORY)
+    for arch in LIMIT_KIB:
+        types = {case.dtype for case in cases if case.arch == arch}
+        assert types == {"bfloat16", "float16", "tf32", "float32", "float64"}
+        assert {case.channels_last for case in cases if case.arch == arch} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"shared": 99 * 1024 + 1}, "shared memory 101377 of 101376 bytes"),
+        ({"tensor_memory": TENSOR_MEMORY_COLUMNS + 1}, "tensor memory 513 of 512 columns"),
+        ({"loop_spills": 2}, "2 local-memory instructions in loops"),
+        ({"serialized": True}, "wgmma serialized"),
+    ],
+)
+def test_problems_are_named(change: dict[str, Any], problem: str) -> None:
+    healthy: dict[str, Any] = dict(
+        registers=128, spills=16, loop_spills=0, loop_stores=8, loop_loads=8, shared=99 * 1024,
+        tensor_memory=512, serialized=False, instructions={},
+    )  # fmt: skip
+    assert Resources(**healthy).problems(86) == []
+    assert Resources(**healthy | change).problems(86) == [problem]
+
+
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   STS.128 [R2], R4 ;
+.L_x_2:
+        /*0020*/                   STS [R2+0x10], R4 ;
+.L_x_1:
+        /*0030*/              @!P0 LDSM.16.M88.4 R8, [R3] ;
+        /*0040*/                   LDGSTS.E.BYPASS.128 [R2], [R6.64] ;
+        /*0050*/                   STL [R1], R4 ;
+        /*0060*/               @P1 BRA `(.L_x_1) ;
+        /*0070*/              @!P2 BRA `(.L_x_3) ;
+        /*0080*/                   BRA `(.L_x_2) ;
+.L_x_3:
+        /*0090*/                   LDS R5, [R2] ;
+.L_x_4:
+        /*00a0*/                   BRA `(.L_x_4) ;
+"""
+
+
+def test_instructions_in_loops() -> None:
+    found = loop_instructions(SASS)
+    # in the nested loops, each once; STS.128 comes before them, LDS after
+    assert found["STS"] == found["LDSM"] == found["STL"] == found["LDGSTS"] == 1
+    assert found["LDS"] == 0 and found["MOV"] == 0
+    # the three branches of the loops, and what ends a program: a branch to itself
+    assert found["BRA"] == 4
+
+
+ROW: dict[str, Any] = dict(
+    kernel="forward", height=14, width=12, channels=384, dtype="bfloat16", channels_last=True,
+    arch=90, registers=248, spills=16, loop_spills=2, loop_stores=4, loop_loads=35,
+    shared=88 * 1024, tensor_memory=0, serialized=False, matrix={"HGMMA": 6, "HMMA": 16},
+    instructions=4000, warps=8, programs=768, problems=["2 local-memory instructions in loops"],
+)  # fmt: skip
+
+
+def test_markdown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    healthy = ROW | {"problems": [], "matrix": {}, "channels_last": False}
+    monkeypatch.setattr(aot_report, "compile_cases", lambda cases: iter([ROW, healthy]))
+    assert aot_report.main(["--markdown"]) == 1
+    header, rule, bad, good, empty, summary = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, bad, good)]
+    assert {len(line) for line in cells} == {rule.count("---")}
+    assert dict(zip(cells[0], cells[1], strict=True)) == {
+        "chip": "sm_90",
+        "block": "14x12 C 384",
+        "type": "bfloat16",
+        "layout": "NHWC",
+        "kernel": "forward",
+        "registers": "248",
+        "spilled, in loops": "16 B, 2",
+        "shared memory": "88 KiB",
+        "its stores, loads in loops": "4, 35",
+        "matrix instructions": "HGMMA 6 HMMA 16",
+        "problems": "2 local-memory instructions in loops",
+    }
+    assert "NCHW" in cells[2] and cells[2][-2:] == ["none", ""]
+    assert (empty, summary) == ("", "2 kernels, 1 of them not to be shipped")
+
+
+def test_plain_lines_are_aligned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ROW | {"channels": 2048, "kernel": "projection gradients", "loop_loads": 137}
+    monkeypatch.setattr(aot_report, "compile_cases", lambda cases: iter([ROW, other]))
+    aot_report.main([])
+    header, *lines, _, _ = capsys.readouterr().out.splitlines()
+    for column, value in (
+        ("kernel", "forward|proj"),
+        ("registers", "248"),
+        ("problems", "2 local"),
+    ):
+        assert all(re.match(value, line[header.index(column) :]) for line in lines)

@@ -1,0 +1,71 @@
+"""Random blocks: size, type, layout, layout of the gradient, what wants one, biases or none.
+
+Derandomised, so that CI runs the same cases every time. For a long run with new cases::
+
+    SMLP_FUZZ_CASES=10000 pytest tests/smlp_kernels/test_fuzz.py
+"""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smlp.functional import smlp
+from smlp_kernels import fused_smlp
+from tests.smlp_kernels.oracle import EPS, NAMES, Case, assert_close, formula, in_layout, to_float64
+
+CASES = int(os.environ.get("SMLP_FUZZ_CASES", "0"))
+LAYOUTS = st.sampled_from(["channels_last", "contiguous", "bordered", "strided", "transposed"])
+SIZES = st.integers(1, 17)  # the interpreter is slow; longer axes have tests of their own
+DTYPES = [torch.float64, torch.float32, torch.float16]
+if torch.cuda.is_available():
+    DTYPES.append(torch.bfloat16)  # the interpreter has none
+
+
+@settings(
+    max_examples=CASES or 25,
+    derandomize=not CASES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # ours only fills memory
+)
+@given(
+    case=st.builds(Case, st.integers(1, 3), SIZES, SIZES, st.integers(1, 34)),
+    dtype=st.sampled_from(DTYPES),
+    layout=LAYOUTS,
+    gradient_layout=LAYOUTS,
+    wanted=st.sets(st.sampled_from(NAMES), min_size=1),
+    absent=st.sets(st.sampled_from(["bias_h", "bias_w", "bias_fuse"])),
+    seed=st.integers(0, 2**31),
+)
+def test_block(
+    case: Case,
+    dtype: torch.dtype,
+    layout: str,
+    gradient_layout: str,
+    wanted: set[str],
+    absent: set[str],
+    seed: int,
+) -> None:
+    arguments = case.arguments(dtype, layout, seed)
+    for index, name in enumerate(NAMES):
+        if name in absent:
+            arguments[index] = None
+        elif name in wanted:
+            arguments[index].requires_grad_()
+    names = [n for n, a in zip(NAMES, arguments, strict=True) if a is not None and a.requires_grad]
+    dy = in_layout(case.arguments(dtype, "contiguous", seed + 1)[0], gradient_layout)
+
+    exact_arguments = to_float64(arguments)
+    exact, peer, actual = formula(*exact_arguments), smlp(*arguments), fused_smlp(*arguments)
+    assert_close(actual, exact, peer, eps=EPS[dtype])
+    if not names:
+        assert not actual.requires_grad
+        return
+    leaves = [[a for a in args if a is not None and a.requires_grad] for args in
+              (exact_arguments, arguments)]  # fmt: skip
+    exact_grads = torch.autograd.grad(exact, leaves[0], dy.double())
+    peer_grads = torch.autograd.grad(peer, leaves[1], dy)
+    grads = torch.autograd.grad(actual, leaves[1], dy)
+    for name, a, e, p in zip(names, grads, exact_grads, peer_grads, strict=True):
+        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=case.reduction(name))

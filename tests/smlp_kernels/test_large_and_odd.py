@@ -1,0 +1,142 @@
+"""Sizes at the edge of a launch, inputs that overlap, and blocks used in unusual ways."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smlp_kernels import FusedSMLPBlock, fused_smlp
+from smlp_kernels.configs import DTYPES, MAX_CHANNELS, MAX_SIZE, mix_config
+from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+
+GRID_LIMIT = 2**31 - 1  # of axis x
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_ends_before_the_grid_does(dtype: torch.dtype) -> None:
+    """Whatever fills a GPU takes fewer programs than one axis of a grid has.
+
+    Images of a single channel do so up to 141 GB (H200), all others up to 288 GB (B300). Beyond
+    that the driver refuses the launch with an error.
+    """
+    sizes = (1, 2, 7, 9, 14, 17, 33, 56, 65, 129, MAX_SIZE)
+    channels = (1, 3, 17, 65, 129, 257, MAX_CHANNELS)
+    for height, width, c, arch in itertools.product(sizes, sizes, channels, (80, 90)):
+        image = 2 * c * height * width * dtype.itemsize  # bytes, with its output
+        batch = int((141e9 if c == 1 else 288e9) / image)
+        programs = mix_config(height, width, c, dtype, arch).programs(batch, height, width, c)
+        assert programs <= GRID_LIMIT, (height, width, c, arch, batch)
+
+
+# H, W or C of 1, one image, primes: sizes at which strides and tiles degenerate.
+DEGENERATE = [Case(1, 1, 5, 3), Case(2, 7, 1, 2), Case(3, 1, 1, 5), Case(1, 11, 3, 1)]
+
+
+@pytest.mark.parametrize("case", DEGENERATE, ids=str)
+def test_degenerate_sizes(case: Case) -> None:
+    arguments = [a.requires_grad_() for a in case.arguments(torch.float64, "contiguous")]
+    assert_like_the_formula(arguments, case.arguments(torch.float64, seed=1)[0])
+
+
+def assert_like_the_formula(arguments: list[Tensor], dy: Tensor) -> None:
+    """Output and all gradients that are wanted, in float64."""
+    exact_arguments = to_float64(arguments)
+    exact = formula(*exact_arguments)
+    actual = fused_smlp(*arguments)
+    assert_close(actual, exact, None, eps=EPS[torch.float64])
+    wanted = [n for n, a in zip(NAMES, arguments, strict=True) if a.requires_grad]
+    grads, exact_grads = (
+        torch.autograd.grad(y, [a for a in args if a.requires_grad], dy)
+        for y, args in ((actual, arguments), (exact, exact_arguments))
+    )
+    for name, a, e in zip(wanted, grads, exact_grads, strict=True):
+        assert_close(a, e, None, eps=EPS[torch.float64], name=name)
+
+
+OVERLAPPING = {
+    "expanded batch": lambda x: x[:1].expand(3, -1, -1, -1),
+    "expanded pixels": lambda x: x[..., :1].expand(-1, -1, -1, 6),
+    "overlapping windows": lambda x: x.flatten().as_strided((3, 4, 5, 6), (9, 2, 7, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", OVERLAPPING)
+def test_gradients_of_overlapping_inputs(kind: str) -> None:
+    """The elements that share memory share a gradient: autograd adds up what the block returns."""
+    base, *weights = Case(3, 5, 6, 4).arguments(torch.float64, "contiguous")
+    dy = Case(3, 5, 6, 4).arguments(torch.float64, seed=1)[0]
+    results = []
+    for block in (fused_smlp, formula):
+        leaves = [a.clone().requires_grad_() for a in (base, *weights)]
+        y = block(OVERLAPPING[kind](leaves[0]), *leaves[1:])
+        results.append((y, *torch.autograd.grad(y, leaves, dy)))
+    for name, a, e in zip(("output", *NAMES), *results, strict=True):
+        assert_close(a, e, None, eps=EPS[torch.float64], name=name)
+
+
+def test_input_without_gradient() -> None:
+    """The first block of a network: only its weights learn."""
+    case = Case(2, 5, 6, 4)
+    x, *weights = case.arguments(torch.float64)
+    arguments = [x, *(w.requires_grad_() for w in weights)]
+    assert_like_the_formula(arguments, case.arguments(torch.float64, seed=1)[0])
+
+
+def test_weights_tied_between_blocks_and_between_axes() -> None:
+    size, channels = 4, 3
+    first = FusedSMLPBlock(size, size, channels, dtype=torch.float64, device=DEVICE)
+    second = FusedSMLPBlock(size, size, channels, dtype=torch.float64, device=DEVICE)
+    second.proj_h = first.proj_h
+    first.proj_w = first.proj_h  # one matrix for both axes
+    second.fuse.weight = first.fuse.weight
+    model = nn.Sequential(first, second)
+    x = Case(2, size, size, channels).arguments(torch.float64)[0]
+    model(x).square().sum().backward()
+
+    exact = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    by_id = {id(p): exact[name] for name, p in model.named_parameters()}
+    y = x
+    for block in model:
+        y = formula(y, *(by_id[id(w)] for w in block.weights()))
+    y.square().sum().backward()
+    for name, p in model.named_parameters():
+        assert_close(p.grad, exact[name].grad, None, eps=EPS[torch.float64], name=name)
+
+
+def test_ensemble_of_weights_by_vmap() -> None:
+    case = Case(2, 3, 4, 2)
+    members = [case.arguments(torch.float64, seed=seed) for seed in range(3)]
+    stacked = [torch.stack(tensors) for tensors in zip(*members, strict=True)]
+    expected = torch.stack([formula(*member) for member in members])
+    assert_close(torch.func.vmap(fused_smlp)(*stacked), expected, None, eps=EPS[torch.float64])
+
+
+def test_nested_vmap() -> None:
+    x, *weights = Case(4, 3, 4, 2).arguments(torch.float64)
+    expected = formula(x, *weights).unflatten(0, (2, 2, 1))
+    nested = torch.func.vmap(torch.func.vmap(lambda image: fused_smlp(image, *weights)))
+    assert_close(nested(x.unflatten(0, (2, 2, 1))), expected, None, eps=EPS[torch.float64])
+
+
+def test_jacobian_and_hessian_in_reverse_mode() -> None:
+    arguments = Case(1, 2, 3, 2).arguments(torch.float64)
+
+    def jacobian(block) -> Tensor:
+        return torch.func.jacrev(lambda x: block(x, *arguments[1:]))(arguments[0])
+
+    def hessian(block) -> Tensor:
+        def loss(weight: Tensor) -> Tensor:
+            return block(arguments[0], weight, *arguments[2:]).pow(3).sum()
+
+        return torch.func.jacrev(torch.func.jacrev(loss))(arguments[1])
+
+    assert_close(jacobian(fused_smlp), jacobian(formula), None, eps=EPS[torch.float64])
+    assert_close(hessian(fused_smlp), hessian(formula), None, eps=EPS[torch.float64])
+
+
+def test_forward_mode_is_refused() -> None:
+    """An error, not a derivative that is silently zero."""
+    x, *weights = Case(1, 2, 3, 2).arguments(torch.float64)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(lambda image: fused_smlp(image, *weights), (x,), (x,))

@@ -1,0 +1,85 @@
+"""What Triton compiles a kernel for: the same at every batch size, and the same as ahead of time.
+
+Triton's own specialisation is asked, in a process without the interpreter and with a stand-in for
+the driver of a GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import json
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from smlp_kernels import aot, launch
+
+class Driver:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+triton.runtime.driver.set_active(Driver())
+
+def empty(*shape):
+    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+def specialisation(call):
+    kernel, _, integers, constants, *_ = call.plan
+    binder = kernel.device_caches[0][-1]
+    return [list(pair) for pair in binder(*call.tensors, *integers, **constants)[1]]
+
+def ahead_of_time(call):
+    source = aot.source(call)
+    constants = {path[0]: value for path, value in source.constants.items()}
+    attributes = {path[0]: "D" for path in source.attrs}
+    kinds = enumerate(source.signature.values())
+    return [[kind, constants.get(i, attributes.get(i))] for i, kind in kinds]
+
+rows = []
+for batch in (1, 7, 16, 128):
+    h, w, c = 14, 12, 48
+    x = empty(batch, c, h, w).contiguous(memory_format=torch.channels_last)
+    weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
+    forward = launch.mix_call(x, *weights, empty(c), x, False, 90)
+    for needed in ((True, True, True), (False, True, False)):
+        _, calls = launch.weight_grad_calls(x, x, *weights, *needed, 90)
+        for call in (forward, *calls):
+            name = call.plan.kernel.__name__
+            rows.append([name, batch, specialisation(call), ahead_of_time(call)])
+print(json.dumps(rows))
+"""
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[list[Any]]:
+    """Kernel, batch size, Triton's specialisation and ours."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("kernel", ["mix_kernel", "proj_grad_kernel", "fuse_grad_kernel"])
+def test_no_batch_size_compiles_anew(kernel: str, rows: list[list[Any]]) -> None:
+    found = {batch: json.dumps(key) for name, batch, key, _ in rows if name == kernel}
+    assert found.keys() == {1, 7, 16, 128}
+    assert len(set(found.values())) == 1
+
+
+def test_wanted_gradients_do_not_compile_anew(rows: list[list[Any]]) -> None:
+    keys = {json.dumps(key) for name, _, key, _ in rows if name == "proj_grad_kernel"}
+    assert len(keys) == 1
+
+
+def test_ahead_of_time_compiles_what_a_launch_does(rows: list[list[Any]]) -> None:
+    for kernel, batch, key, ours in rows:
+        # "" is Triton's for a value that 16 does not divide, None for one it does not look at
+        triton = [[kind, None if value == "" else value] for kind, value in key]
+        assert ours == triton, (kernel, batch)

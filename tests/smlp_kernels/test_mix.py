@@ -1,0 +1,192 @@
+"""The forward operator against the formula in float64."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from smlp.functional import smlp
+from smlp_kernels import compute, fused_smlp, launch
+from tests.smlp_kernels.oracle import (
+    DEVICE,
+    EPS,
+    TF32_EPS,
+    Case,
+    assert_close,
+    formula,
+    in_layout,
+    to_float64,
+)
+
+# Odd, prime and ragged sizes, several images a tile, axes longer than a block of the mixing
+# product, and the real stages scaled down. The grid is small because the interpreter runs it.
+CASES = [
+    Case(1, 1, 1, 1),
+    Case(2, 3, 5, 7),
+    Case(5, 7, 7, 20),
+    Case(3, 14, 14, 33),
+    Case(1, 13, 11, 17, bias=False),
+    Case(2, 8, 32, 12),
+    Case(1, 28, 20, 24),
+    Case(1, 70, 9, 3),
+    Case(1, 5, 70, 3),
+    Case(1, 56, 56, 5),
+    Case(9, 4, 2, 70),
+]
+INTERPRETED_DTYPES = [torch.float64, torch.float32, torch.float16]
+GPU_DTYPES = [pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("dtype", INTERPRETED_DTYPES + GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values(case: Case, dtype: torch.dtype) -> None:
+    arguments = case.arguments(dtype)
+    exact = formula(*to_float64(arguments))
+    actual = fused_smlp(*arguments)
+    assert actual.dtype == dtype
+    assert_close(actual, exact, smlp(*arguments), eps=EPS[dtype])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "bordered", "strided", "transposed"])
+@pytest.mark.parametrize("case", [Case(2, 3, 5, 7), Case(1, 14, 12, 20), Case(3, 1, 9, 2)], ids=str)
+def test_layouts(case: Case, layout: str) -> None:
+    arguments = case.arguments(torch.float64, layout)
+    exact = formula(*to_float64(arguments))
+    assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_output_keeps_the_memory_format(layout: str) -> None:
+    arguments = Case(2, 6, 5, 4).arguments(torch.float32, layout)
+    assert fused_smlp(*arguments).stride() == arguments[0].stride()
+
+
+def test_expanded_input() -> None:
+    arguments = Case(3, 5, 4, 6).arguments(torch.float64)
+    arguments[0] = arguments[0][:1, :, :, :1].expand(3, 6, 5, 4)
+    exact = formula(*to_float64(arguments))
+    assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
+
+
+def test_strided_weights() -> None:
+    arguments = Case(2, 6, 5, 4).arguments(torch.float64)
+    arguments[1] = arguments[1].t()
+    arguments[3] = torch.stack([arguments[3]] * 2, dim=-1)[..., 0]
+    arguments[5] = arguments[5].contiguous(memory_format=torch.channels_last)
+    arguments[2] = arguments[2][:1].expand(6)
+    arguments[4] = torch.stack([arguments[4]] * 2, dim=-1)[:, 0]
+    arguments[6] = arguments[6][:1].expand(4)
+    exact = formula(*to_float64(arguments))
+    assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
+
+
+def test_empty_batch() -> None:
+    arguments = Case(0, 5, 4, 3).arguments(torch.float32)
+    assert fused_smlp(*arguments).shape == (0, 3, 5, 4)
+
+
+def test_inputs_are_not_written() -> None:
+    arguments = Case(2, 5, 4, 3).arguments(torch.float32)
+    before = [(a._version, a.clone()) for a in arguments]
+    fused_smlp(*arguments)
+    for argument, (version, values) in zip(arguments, before, strict=True):
+        assert argument._version == version
+        torch.testing.assert_close(argument, values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("case", [Case(6, 7, 7, 20), Case(3, 14, 9, 18), Case(4, 4, 3, 2)], ids=str)
+def test_bad_values_stay_where_the_formula_has_them(case: Case, bad: float) -> None:
+    arguments = case.arguments(torch.float32)
+    arguments[0][1, 0, -1, -1] = bad
+    expected = torch.isfinite(formula(*to_float64(arguments)))
+    actual = torch.isfinite(fused_smlp(*arguments))
+    assert torch.equal(actual, expected)
+    assert not bool(actual[1].all()) and bool(actual[0].all())
+
+
+@pytest.mark.parametrize("case", [Case(3, 14, 9, 18), Case(1, 70, 5, 3)], ids=str)
+def test_64_bit_offsets_give_the_same_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = case.arguments(torch.float32)
+    expected = fused_smlp(*arguments)
+    monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
+    monkeypatch.setattr(launch, "mix_plan", launch.mix_plan.__wrapped__)
+    assert torch.equal(fused_smlp(*arguments), expected)
+
+
+def test_64_bit_offsets_are_chosen_by_size_and_strides() -> None:
+    def needs_index_64(x: torch.Tensor, images: int) -> bool:
+        return launch.needs_index_64(x.shape, x.stride(), images)
+
+    small = torch.empty(128, 80, 56, 56, device="meta")
+    assert not needs_index_64(small, 4)
+    # 2^33 elements in all, but no tile of one image reaches beyond 2^31
+    large = torch.empty(64, 2048, 256, 256, device="meta")
+    assert not needs_index_64(large, 1)
+    assert needs_index_64(large, 32)
+    # one image of a view whose rows lie far apart
+    sparse = torch.empty(1, 1, 2**16, 2**16, device="meta")[:, :, :: 2**10, :: 2**10]
+    assert needs_index_64(sparse, 1)
+
+
+@pytest.fixture
+def matmul_setting() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+SETTINGS = {
+    "default": (lambda: None, "ieee"),
+    "highest": (lambda: torch.set_float32_matmul_precision("highest"), "ieee"),
+    "high": (lambda: torch.set_float32_matmul_precision("high"), "tf32"),
+    "allow_tf32": (lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True), "tf32"),
+    "fp32_precision": (
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        "tf32",
+    ),
+}
+
+
+@pytest.mark.usefixtures("matmul_setting")
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_precision_follows_the_float32_matmul_setting(setting: str) -> None:
+    change, expected = SETTINGS[setting]
+    change()
+    assert launch.input_precision(torch.float32) == expected
+    assert launch.input_precision(torch.float16) == "ieee"
+    assert launch.input_precision(torch.float64) == "ieee"
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("matmul_setting")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_values(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    arguments = Case(4, 28, 28, 192).arguments(torch.float32)
+    exact = formula(*to_float64(arguments))
+    error = (fused_smlp(*arguments).double() - exact).norm() / exact.norm()
+    if allowed:
+        assert EPS[torch.float32] < error < 2 * TF32_EPS
+    else:
+        assert error < 16 * EPS[torch.float32]
+
+
+@pytest.mark.gpu
+def test_other_device_than_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    arguments = [a.to("cuda:1") for a in Case(2, 7, 7, 16).arguments(torch.float32)]
+    exact = formula(*to_float64(arguments))
+    assert_close(fused_smlp(*arguments), exact, smlp(*arguments), eps=EPS[torch.float32])
+
+
+def test_launch_is_refused_where_there_is_no_way_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"x: expected a CUDA tensor, got one on cpu"):
+        compute.mix(*(a.cpu() for a in Case(1, 2, 2, 2).arguments(torch.float32)))
+
+
+def test_layout_helper_keeps_values() -> None:
+    x = torch.arange(24.0, device=DEVICE).reshape(1, 2, 3, 4)
+    for layout in ("channels_last", "contiguous", "bordered", "strided", "transposed"):
+        assert torch.equal(in_layout(x, layout), x)

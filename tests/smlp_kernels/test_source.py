@@ -1,0 +1,155 @@
+"""Properties of the source itself: one launch, no waiting, nothing that fetches or runs code."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = sorted(p for package in ("smlp", "smlp_kernels") for p in (ROOT / package).rglob("*.py"))
+KERNELS = sorted((ROOT / "smlp_kernels" / "kernels").glob("*.py"))
+LAUNCH = ROOT / "smlp_kernels" / "launch.py"
+
+# Names by which one program could wait for another. Without any of them every program ends.
+WAITING = re.compile(r"atomic|inline_asm|barrier|volatile|semaphore|(^|_)lock$")
+# What reads the network, or runs or unpickles what it reads.
+FORBIDDEN_MODULES = {"urllib", "requests", "socket", "http", "ftplib", "marshal", "shelve", "dill"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+# Others' variables are read to show them, not to act on them.
+OWN_VARIABLES = {
+    "SMLP_KERNELS_DISABLE",
+    "SMLP_KERNELS_AUTOTUNE",
+    "SMLP_KERNELS_CACHE",
+    "XDG_CACHE_HOME",
+    "TRITON_INTERPRET",
+}
+TORCHRUN = {"LOCAL_RANK", "WORLD_SIZE"}  # set by torch's launcher, part of its interface
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def name_of(node: ast.AST) -> str:
+    """``a.b.c`` of a name or of an attribute; ``?`` stands for any other expression."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return "?"
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
+
+
+def test_kernels_are_launched_in_one_place_under_the_device_guard() -> None:
+    """``kernel[grid](...)`` takes the current device, so a bare one is wrong on a second GPU."""
+    found = {
+        path.relative_to(ROOT).as_posix(): [c for c in calls(path) if is_launch(c) or is_warmup(c)]
+        for path in LIBRARY
+        if path not in KERNELS
+    }
+    assert {name for name, there in found.items() if there} == {"smlp_kernels/launch.py"}
+    guards = [
+        node
+        for node in ast.walk(tree(LAUNCH))
+        if isinstance(node, ast.With)
+        and ast.unparse(node.items[0].context_expr) == "on_device_of(device_of)"
+    ]
+    for call in found["smlp_kernels/launch.py"]:
+        assert any(g.lineno < call.lineno <= (g.end_lineno or 0) for g in guards), call.lineno
+    assert sum(map(is_launch, found["smlp_kernels/launch.py"])) == 1
+
+
+def is_launch(call: ast.Call) -> bool:
+    """``something[...](...)``, or a JIT function's own ``run``."""
+    return isinstance(call.func, ast.Subscript) or name_of(call.func).endswith("kernel.run")
+
+
+def is_warmup(call: ast.Call) -> bool:
+    """A JIT function's own way to compile."""
+    return name_of(call.func).endswith("kernel.warmup")
+
+
+def test_the_grid_has_one_axis() -> None:
+    """Its y and z end at 65535; x goes to 2^31 - 1."""
+    (launch,) = [c for c in calls(LAUNCH) if is_launch(c)]
+    assert isinstance(launch.func, ast.Subscript)
+    assert isinstance(launch.func.slice, ast.Tuple) and len(launch.func.slice.elts) == 1
+    for path in KERNELS:
+        axes = [ast.unparse(c.args[0]) for c in calls(path) if name_of(c.func) == "tl.program_id"]
+        assert set(axes) <= {"0"}, path
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
+def test_no_kernel_can_wait(path: Path) -> None:
+    """All loops count to a bound known before them, and no program reads what another writes."""
+    for node in ast.walk(tree(path)):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        assert not isinstance(node, ast.While), where
+        if isinstance(node, ast.For):
+            assert isinstance(node.iter, ast.Call), where
+            assert name_of(node.iter.func) in ("range", "tl.range", "tl.static_range"), where
+        if isinstance(node, ast.Attribute | ast.Name):
+            assert not WAITING.search(name_of(node)), f"{where}: {name_of(node)}"
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
+def test_kernels_are_not_tuned_at_run_time(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+            assert {name_of(d) for d in decorators} <= {"triton.jit"}, f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_is_fetched_unpickled_or_evaluated(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            modules = {alias.name.partition(".")[0] for alias in node.names}
+            assert not modules & FORBIDDEN_MODULES, where
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").partition(".")[0] not in FORBIDDEN_MODULES, where
+            assert node.module != "pickle", where
+        elif isinstance(node, ast.Attribute) and name_of(node).startswith("pickle."):
+            assert node.attr == "UnpicklingError", f"{where}: {name_of(node)}"
+        elif isinstance(node, ast.Call):
+            name = name_of(node.func)
+            assert name not in FORBIDDEN_CALLS, f"{where}: {name}"
+            assert not name.startswith("torch.hub."), f"{where}: {name}"
+            assert all(k.arg != "shell" for k in node.keywords), f"{where}: a shell"
+            if name == "torch.load":
+                safe = [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"]
+                assert safe == ["True"], f"{where}: torch.load without weights_only=True"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_bare_assert(path: Path) -> None:
+    """``python -O`` removes them, and their message names nothing."""
+    assert not [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.Assert)]
+
+
+def variables_read(path: Path) -> Iterator[str]:
+    """Names of environment variables that are read, by constant names."""
+    for node in ast.walk(tree(path)):
+        name: ast.AST | None = None
+        if isinstance(node, ast.Call) and name_of(node.func) in ("os.environ.get", "os.getenv"):
+            name = node.args[0]
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            name = node.slice if name_of(node.value) == "os.environ" else None
+        elif isinstance(node, ast.Compare) and name_of(node.comparators[0]) == "os.environ":
+            name = node.left
+        if isinstance(name, ast.Constant):
+            yield str(name.value)
+
+
+def test_environment_variables_are_few_and_documented() -> None:
+    read = {name for path in LIBRARY for name in variables_read(path)}
+    assert read - TORCHRUN == OWN_VARIABLES
+    readme = (ROOT / "README.md").read_text()
+    for name in OWN_VARIABLES:
+        assert re.search(rf"`{name}(=1)?`", readme), name

@@ -1,0 +1,210 @@
+"""Warming up: the kernels that a training step launches, compiled without one."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smlp import SMLPBlock, SparseMLP
+from smlp_kernels import FusedSMLPBlock, autotune, compute, fuse_model, warmup
+from smlp_kernels.aot import specialisation
+from smlp_kernels.configs import mix_config, weight_grad_config
+from smlp_kernels.launch import Call
+from tests.smlp_kernels.oracle import DEVICE
+
+
+def model_of(dtype: torch.dtype = torch.float32, *, fuse_bias: bool = True) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        FusedSMLPBlock(6, 5, 8, fuse_bias=fuse_bias),
+        nn.Dropout(0.5),
+        FusedSMLPBlock(6, 5, 8, fuse_bias=fuse_bias),
+        nn.AdaptiveAvgPool2d(1),
+    ).to(DEVICE, dtype)
+
+
+def described(call: Call) -> str:
+    """All that decides about the binary."""
+    kernel, _, _, _, *options = call.plan
+    return repr((kernel.__name__, options, specialisation(call)))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What was compiled and what was launched."""
+    seen: dict[str, list[str]] = {"compile": [], "launch": []}
+    for name, notes in seen.items():
+        run = getattr(Call, name)
+
+        def noted(self: Call, x: Tensor, run: Any = run, notes: list[str] = notes) -> None:
+            notes.append(described(self))
+            run(self, x)
+
+        monkeypatch.setattr(Call, name, noted)
+    return seen
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("fuse_bias", [True, False])
+@pytest.mark.parametrize("frozen", [(), ("proj_w",), ("proj_h", "proj_w", "fuse")], ids=str)
+def test_a_step_launches_what_was_compiled(
+    frozen: tuple[str, ...],
+    fuse_bias: bool,
+    memory_format: torch.memory_format,
+    training: bool,
+    calls: dict[str, list[str]],
+) -> None:
+    model = model_of(fuse_bias=fuse_bias).to(memory_format=memory_format)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen))
+    report = warmup(model, (4, 3, 6, 5), memory_format=memory_format, training=training)
+    assert not calls["launch"]
+    x = torch.randn(4, 3, 6, 5, device=DEVICE).contiguous(memory_format=memory_format)
+    with torch.set_grad_enabled(training):
+        y = model(x)
+    if training:
+        y.square().sum().backward()
+    assert set(calls["launch"]) == set(calls["compile"])
+    assert len(calls["compile"]) == len(set(calls["compile"])) == report.kernels
+
+
+def test_under_autocast(calls: dict[str, list[str]]) -> None:
+    model = model_of()
+    with torch.autocast(DEVICE, torch.float16):
+        warmup(model, (2, 3, 6, 5))
+        y = model(torch.randn(2, 3, 6, 5, device=DEVICE))
+    y.sum().backward()
+    assert set(calls["launch"]) == set(calls["compile"])
+    assert "fp16" in calls["compile"][0] and "fp32" in calls["compile"][0]  # x, and the biases
+
+
+def test_searched_tiles_are_compiled(
+    calls: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mix = mix_config(6, 5, 8, torch.float32, 0)
+    weight_grad = weight_grad_config(8, torch.float32, 0)
+    monkeypatch.setattr(compute, "AUTOTUNE", True)
+    monkeypatch.setattr(autotune, "mix_config_like", lambda x: replace(mix, images=8))
+    monkeypatch.setattr(
+        autotune, "weight_grad_config_like", lambda dy, x: replace(weight_grad, rows=16)
+    )
+    model = model_of()
+    warmup(model, (2, 3, 6, 5))
+    model(torch.randn(2, 3, 6, 5, device=DEVICE)).sum().backward()
+    assert set(calls["launch"]) == set(calls["compile"])
+    assert "'IMAGES': 8" in calls["compile"][0]
+
+
+def test_input_type_can_be_chosen(calls: dict[str, list[str]]) -> None:
+    warmup(FusedSMLPBlock(6, 5, 8, dtype=torch.float64, device=DEVICE), (2, 8, 6, 5))
+    assert "fp64" in calls["compile"][0]
+    with pytest.raises(ValueError, match=r"input_shape: .* FusedSMLPBlock takes.*dtype"):
+        warmup(FusedSMLPBlock(6, 5, 8, device=DEVICE), (2, 8, 6, 5), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_changes(training: bool) -> None:
+    model = model_of()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    warmup(model, (4, 3, 6, 5), training=training)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_folded_network(calls: dict[str, list[str]]) -> None:
+    model = SparseMLP(
+        image_size=(16, 24), patch_size=2, in_channels=1, num_classes=3, d_model=6, depth=[1, 2]
+    )
+    fuse_model(model.to(DEVICE).eval(), fold=True)
+    warmup(model, (2, 1, 16, 24), training=False)
+    with torch.no_grad():
+        model(torch.randn(2, 1, 16, 24, device=DEVICE))
+    assert set(calls["launch"]) == set(calls["compile"])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6), (2, 3, 6, 0), (2, 3, 6, 5.0), (2, 3, 6, 7)], ids=str)
+def test_bad_input_shape(shape: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^input_shape: expected"):
+        warmup(model_of(), shape)
+
+
+def test_model_without_fused_blocks() -> None:
+    with pytest.raises(ValueError, match=r"^model: .* found none in Sequential"):
+        warmup(nn.Sequential(nn.Linear(3, 3), SMLPBlock(3, 3, 3)), (1, 3, 3, 3))
+    with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module, got int"):
+        warmup(3, (1, 3, 3, 3))  # type: ignore[arg-type]
+
+
+def test_why_no_block_runs_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMLP_KERNELS_DISABLE", "1")
+    with pytest.raises(ValueError, match=r"^model: .* SMLP_KERNELS_DISABLE=1 is set"):
+        warmup(model_of(), (1, 3, 6, 5))
+
+
+def run(script: str) -> str:
+    """What a script prints in a process without the interpreter and without a GPU."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_a_cpu_has_nothing_to_compile() -> None:
+    script = """
+from smlp_kernels import FusedSMLPBlock, warmup
+try:
+    warmup(FusedSMLPBlock(6, 5, 8), (1, 8, 6, 5))
+except ValueError as error:
+    print(error)
+"""
+    message = run(script)
+    assert message.startswith("model: ")
+    assert message.endswith("the device is cpu; the kernels need an NVIDIA GPU")
+
+
+COMPILE = """
+import contextlib
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from smlp_kernels import FusedSMLPBlock, functional, launch, warmup
+
+class Driver:  # of a GPU that is not there
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, device):
+        return 0
+
+triton.runtime.driver.set_active(Driver())
+functional.fallback_reason = lambda x: None
+launch.arch_of = lambda x: 90
+launch.on_device_of = lambda x: contextlib.nullcontext()
+block = FusedSMLPBlock(14, 14, 64, dtype=torch.bfloat16)
+report = warmup(block, (7, 64, 14, 14), memory_format=torch.channels_last)
+kernels = (launch.mix_kernel, launch.proj_grad_kernel, launch.fuse_grad_kernel)
+binaries = [b for kernel in kernels for b in kernel.device_caches[0][0].values()]
+print(report.kernels, len(binaries), all(b.asm["cubin"] for b in binaries))
+warmup(block, (128, 64, 14, 14), memory_format=torch.channels_last)
+print(sum(len(kernel.device_caches[0][0]) for kernel in kernels))
+"""
+
+
+def test_binaries_are_compiled_for_every_batch_size() -> None:
+    assert run(COMPILE).split() == ["3", "3", "True", "3"]
