@@ -14,10 +14,12 @@ def test_rehearsal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q"]
     command += ["-p", "no:cacheprovider", f"--benchmark-json={target}"]
     command += ["--shapes=rehearsal-7", "--dtypes=fp32", "--passes=inference,fwd"]
+    # pytest-benchmark switches itself off where pytest-xdist's variables are seen
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     child = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**env, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,
