@@ -58,7 +58,7 @@ def mix_work(shape: Shape, dtype: str, config: MixConfig, layout: str = "channel
 
     Every program reads its tile, the whole rows and columns through it and three blocks of the
     channel weights for each block of input channels; all programs of other output channels read
-    the same again.
+    the same again. Of tiles that hold whole images the rows and columns are not read apart.
     """
     size, c = itemsize(dtype), shape.channels
     tiles_h, tiles_w = ceil(shape.height / config.step_h), ceil(shape.width / config.step_w)
@@ -67,7 +67,8 @@ def mix_work(shape: Shape, dtype: str, config: MixConfig, layout: str = "channel
     pixels = config.images * config.tile_h * config.tile_w
     # elements that cross L2: tile and columns in runs along w, rows in runs of whole lines
     tile, row = _run_factors(shape, config, size, layout)
-    x_reads = shape.elements * tiles_n * ((1 + tiles_h) * tile + tiles_w * row)
+    lines_read = 0 if config.holds_images(shape.height, shape.width) else 1
+    x_reads = shape.elements * tiles_n * (tile + lines_read * (tiles_h * tile + tiles_w * row))
     fuse_reads = pixel_tiles * 3 * c * c
     reads = (x_reads + fuse_reads) * size
     writes = shape.elements * tile * size
@@ -77,13 +78,14 @@ def mix_work(shape: Shape, dtype: str, config: MixConfig, layout: str = "channel
     padded_h = config.block_h * ceil(shape.height / config.block_h)
     padded_w = config.block_w * ceil(shape.width / config.block_w)
     lines = columns * padded_h + rows * padded_w
-    operands = lines + pixels * config.block_c + 3 * config.block_c * config.block_n
+    copied = pixels * config.block_c + 3 * config.block_c * config.block_n + lines_read * lines
     relayout = 2 * pixels * config.block_c  # x_h and x_w, from the order of lines to that of pixels
-    # each operand is written by the copy and read by a product, each relayout likewise
-    shared = 2 * (operands + relayout) * size
+    # each operand is written by the copy and read by a product, each relayout likewise; lines that
+    # were not copied are read from the tile
+    shared = (2 * (copied + relayout) + (1 - lines_read) * lines) * size
     mixing = product(config.tile_h, columns, padded_h) + product(config.tile_w, rows, padded_w)
     step = mixing + product(pixels, config.block_n, 3 * config.block_c)
-    step += Work(shared=shared, instructions=instructions(config.num_warps, operands * size))
+    step += Work(shared=shared, instructions=instructions(config.num_warps, copied * size))
     y = pixels * config.block_n * size  # through shared memory, to be stored in whole sectors
     epilogue = Work(shared=2 * y, instructions=instructions(config.num_warps, y))
     weights = weight_elements(shape) * size

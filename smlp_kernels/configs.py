@@ -33,6 +33,11 @@ class MixConfig:
     num_warps: int
     num_stages: int
 
+    def holds_images(self, height: int, width: int) -> bool:
+        """Whether a tile is whole images, which the kernel then reads once."""
+        # 16: the least that a product can sum over
+        return self.step_h >= height and self.step_w >= width and min(self.tile_h, self.tile_w) > 15
+
     def programs(self, batch: int, height: int, width: int, channels: int) -> int:
         """Number of programs of a launch."""
         tiles = triton.cdiv(height, self.step_h) * triton.cdiv(width, self.step_w)
@@ -109,10 +114,10 @@ class WeightGradRow(NamedTuple):
     config: WeightGradConfig
 
 
-# The first row that fits is taken; the rows for every chip and size are the rule for what has no
-# row of its own. Rows are kept only where the compiled kernel has no spills in its loops, no
-# serialized matrix products and fits the chip (python -m smlp_kernels.aot_report); among those,
-# a row for one chip is the one with the least predicted time (python -m benchmarks.model).
+# The first row whose tile an image fills is taken, else the last one that applies: the rule for
+# what has no row of its own. Rows are kept only where the compiled kernel has no spills in its
+# loops, no serialized matrix products and fits the chip (python -m smlp_kernels.aot_report); among
+# those, a row for one chip is the one with the least predicted time (python -m benchmarks.model).
 #
 # Products of 16-bit types and TF32 run on tensor cores everywhere. Those of float32 and, but for
 # data-center chips, float64 run on ordinary cores and keep whole operands in registers, hence small
@@ -120,14 +125,19 @@ class WeightGradRow(NamedTuple):
 MIX_TABLE = (
     # chip  kind       layout  H, W   images x tile  block_c n   k  warps, stages
     MixRow(90, "16-bit", True, 8, 4, 8, 8, 16, 128, 64, 8, 2),
-    MixRow(90, "16-bit", True, 16, 1, 16, 16, 32, 128, 64, 8, 2),
+    MixRow(90, "16-bit", True, 16, 1, 16, 16, 32, 128, 64, 8, 3),
     MixRow(90, "16-bit", True, 32, 1, 8, 16, 16, 256, 64, 8, 2),
     MixRow(90, "16-bit", True, 256, 1, 16, 16, 16, 128, 64, 8, 2),
     MixRow(90, "16-bit", False, 8, 2, 8, 8, 16, 128, 64, 8, 2),
     MixRow(90, "16-bit", False, 16, 1, 16, 16, 16, 128, 64, 8, 2),
     MixRow(90, "16-bit", False, 32, 1, 8, 16, 16, 256, 64, 8, 2),
     MixRow(90, "16-bit", False, 256, 1, 8, 16, 16, 128, 64, 8, 2),
+    MixRow(80, "16-bit", True, 16, 1, 16, 16, 16, 128, 64, 8, 3),
+    MixRow(80, "16-bit", True, 256, 1, 16, 16, 16, 128, 64, 8, 2),
+    MixRow(None, "16-bit", None, 16, 1, 16, 16, 16, 64, 64, 8, 3),
+    MixRow(None, "16-bit", True, 256, 1, 8, 16, 16, 128, 64, 8, 2),
     MixRow(None, "16-bit", None, 256, 1, 8, 8, 16, 64, 64, 4, 2),
+    MixRow(None, "tf32", None, 16, 1, 16, 16, 16, 64, 16, 8, 2),
     MixRow(None, "tf32", True, 256, 1, 8, 8, 16, 64, 16, 8, 2),
     MixRow(None, "tf32", False, 256, 1, 8, 8, 16, 64, 32, 8, 2),
     MixRow(None, "float32", None, 256, 1, 8, 8, 16, 64, 16, 8, 2),
@@ -199,14 +209,14 @@ def mix_config(
         channels_last: whether channels are contiguous in the input.
     """
     kind = kind_of(dtype, precision)
-    row = next(
+    rows = [
         row
         for row in MIX_TABLE
-        if applies(row, arch, kind, channels_last)
-        and max(height, width) <= row.size
-        # a large tile pays, and fits, only where images fill it
-        and (row.arch is None or (fills(height, row.tile_h) and fills(width, row.tile_w)))
-    )
+        if applies(row, arch, kind, channels_last) and max(height, width) <= row.size
+    ]
+    # a large tile pays, and fits, only where images fill it
+    filled = (row for row in rows if fills(height, row.tile_h) and fills(width, row.tile_w))
+    row = next(filled, rows[-1])
     tile_h = min(row.tile_h, triton.next_power_of_2(height))
     tile_w = min(row.tile_w, triton.next_power_of_2(width))
     return MixConfig(

@@ -193,6 +193,7 @@ def mix_plan(
             "BLOCK_N": config.block_n,
             "BLOCK_H": config.block_h,
             "BLOCK_W": config.block_w,
+            "WHOLE": config.holds_images(height, width),
             "HAS_BIAS_H": has_bias[0],
             "HAS_BIAS_W": has_bias[1],
             "HAS_BIAS": bias_strides is not None,

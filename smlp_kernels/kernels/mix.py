@@ -5,7 +5,7 @@ walks the input channels in blocks: the whole columns and whole rows that cross 
 by two small products, and the mixed tiles go straight into the channel product as its left operand.
 Nothing but the output is ever written, and no program waits for another. Rows and columns are read
 again by neighbouring tiles, which is L2 traffic, not DRAM traffic: tiles of one image run next to
-each other.
+each other. A tile that holds whole images is read once and mixed from where it lies.
 """
 
 import triton
@@ -52,6 +52,27 @@ def mix_lines(
         acc = tl.dot(proj, lines, acc, out_dtype=ACC, input_precision=PRECISION)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + outputs, mask=outputs < SIZE, other=0.0).to(ACC)[:, None]
+    return acc
+
+
+@triton.jit
+def mix_whole_lines(
+    lines,  # [TILE, LINES * BLOCK_C], zero beyond SIZE
+    proj_ptr,  # [SIZE, SIZE] out, in
+    stride_out,
+    stride_in,
+    bias_ptr,  # [SIZE]
+    positions,  # [TILE], on the axis
+    SIZE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """proj @ lines + bias, of lines that were read already: [TILE, LINES * BLOCK_C] in ACC."""
+    proj = load_matrix(proj_ptr, positions, positions, SIZE, SIZE, stride_out, stride_in)
+    acc = tl.dot(proj, lines, out_dtype=ACC, input_precision=PRECISION)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + positions, mask=positions < SIZE, other=0.0).to(ACC)[:, None]
     return acc
 
 
@@ -106,6 +127,7 @@ def mix_kernel(
     BLOCK_N: tl.constexpr,  # output channels of a tile
     BLOCK_H: tl.constexpr,  # rows of a column taken by one mixing product
     BLOCK_W: tl.constexpr,
+    WHOLE: tl.constexpr,  # one tile holds all of an image, and is read once
     HAS_BIAS_H: tl.constexpr,
     HAS_BIAS_W: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -191,42 +213,72 @@ def mix_kernel(
         fuse_i = load_matrix(
             fuse_ptr + 2 * stride_f_branch, k, n, CHANNELS, CHANNELS, stride_f_in, stride_f_out
         )
-        x_h = mix_lines(
-            x_ptr,
-            column_offsets + (start + column_c) * stride_xc,
-            column_mask & (start + column_c < CHANNELS),
-            stride_xh,
-            proj_h_ptr,
-            stride_h_out,
-            stride_h_in,
-            bias_h_ptr,
-            tile_h,
-            HEIGHT,
-            BLOCK_H,
-            HAS_BIAS_H,
-            INDEX_64,
-            ACC,
-            PRECISION,
-        ).to(dtype)
-        x_w = mix_lines(
-            x_ptr,
-            row_offsets + (start + row_c) * stride_xc,
-            row_mask & (start + row_c < CHANNELS),
-            stride_xw,
-            proj_w_ptr,
-            stride_w_out,
-            stride_w_in,
-            bias_w_ptr,
-            tile_w,
-            WIDTH,
-            BLOCK_W,
-            HAS_BIAS_W,
-            INDEX_64,
-            ACC,
-            PRECISION,
-        ).to(dtype)
+        # mixed along one axis: [TILE_H, columns], [TILE_W, rows]
+        if WHOLE:
+            columns = x.reshape(IMAGES, TILE_H, TILE_W * BLOCK_C).permute(1, 0, 2)
+            x_h = mix_whole_lines(
+                columns.reshape(TILE_H, IMAGES * TILE_W * BLOCK_C),
+                proj_h_ptr,
+                stride_h_out,
+                stride_h_in,
+                bias_h_ptr,
+                tile_h,
+                HEIGHT,
+                HAS_BIAS_H,
+                ACC,
+                PRECISION,
+            )
+            rows = x.reshape(IMAGES * TILE_H, TILE_W, BLOCK_C).permute(1, 0, 2)
+            x_w = mix_whole_lines(
+                rows.reshape(TILE_W, IMAGES * TILE_H * BLOCK_C),
+                proj_w_ptr,
+                stride_w_out,
+                stride_w_in,
+                bias_w_ptr,
+                tile_w,
+                WIDTH,
+                HAS_BIAS_W,
+                ACC,
+                PRECISION,
+            )
+        else:
+            x_h = mix_lines(
+                x_ptr,
+                column_offsets + (start + column_c) * stride_xc,
+                column_mask & (start + column_c < CHANNELS),
+                stride_xh,
+                proj_h_ptr,
+                stride_h_out,
+                stride_h_in,
+                bias_h_ptr,
+                tile_h,
+                HEIGHT,
+                BLOCK_H,
+                HAS_BIAS_H,
+                INDEX_64,
+                ACC,
+                PRECISION,
+            )
+            x_w = mix_lines(
+                x_ptr,
+                row_offsets + (start + row_c) * stride_xc,
+                row_mask & (start + row_c < CHANNELS),
+                stride_xw,
+                proj_w_ptr,
+                stride_w_out,
+                stride_w_in,
+                bias_w_ptr,
+                tile_w,
+                WIDTH,
+                BLOCK_W,
+                HAS_BIAS_W,
+                INDEX_64,
+                ACC,
+                PRECISION,
+            )
+        x_h, x_w = x_h.to(dtype), x_w.to(dtype)
         # both to the order of pixels: image, row, column
-        if CHANNELS_LAST:
+        if WHOLE or CHANNELS_LAST:
             x_h = x_h.reshape(TILE_H, IMAGES, TILE_W * BLOCK_C).permute(1, 0, 2)
             x_w = x_w.reshape(TILE_W, IMAGES * TILE_H, BLOCK_C).permute(1, 0, 2)
         else:

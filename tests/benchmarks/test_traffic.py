@@ -37,6 +37,16 @@ def test_mix_of_one_tile_per_image() -> None:
     assert work.shared == 4 * step + 2 * (2 * 2 * 64 * 32)
 
 
+def test_a_tile_of_whole_images_is_read_once() -> None:
+    shape = Shape("square", 2, 32, 14, 16)
+    work = mix_work(shape, "bf16", MixConfig(1, 16, 16, 14, 16, 16, 32, 16, 16, 8, 2))
+    assert work.l2 == 2 * (2 * shape.elements + 2 * 3 * 32 * 32)
+    # four steps: x [256, 16] and weights [48, 32] are copied and read, x is read by both mixes as
+    # well, x_h and x_w moved once more; then y [256, 32] of each image
+    step = 2 * (2 * (256 * 16 + 48 * 32) + 2 * 256 * 16 + 2 * 2 * 256 * 16)
+    assert work.shared == 4 * step + 2 * (2 * 2 * 256 * 32)
+
+
 def test_more_tiles_read_more_from_l2_and_nothing_more_from_dram() -> None:
     halves = MixConfig(1, 4, 8, 4, 8, 16, 16, 16, 16, 4, 2)  # two row tiles, two channel tiles
     work, whole = mix_work(SHAPE, "bf16", halves), mix_work(SHAPE, "bf16", ONE_TILE)

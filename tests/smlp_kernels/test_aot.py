@@ -26,8 +26,6 @@ from smlp_kernels.aot_report import Case, shipped_cases
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide, maximum shared memory of a thread block
 LIMIT_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
-pytestmark = pytest.mark.xdist_group("aot")  # one process compiles
-
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ import torch
 
 from smlp.functional import smlp
 from smlp_kernels import compute, fused_smlp, launch
+from smlp_kernels.configs import MixConfig
 from tests.smlp_kernels.oracle import (
     DEVICE,
     EPS,
@@ -45,6 +46,21 @@ def test_values(case: Case, dtype: torch.dtype) -> None:
     actual = fused_smlp(*arguments)
     assert actual.dtype == dtype
     assert_close(actual, exact, smlp(*arguments), eps=EPS[dtype])
+
+
+# no row of the table has whole images in a tile for float64, nor several of them
+@pytest.mark.parametrize("dtype", INTERPRETED_DTYPES + GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(
+    "case", [Case(3, 14, 9, 33), Case(2, 16, 16, 18, bias=False), Case(1, 9, 14, 5)], ids=str
+)
+def test_tiles_of_whole_images(case: Case, layout: str, dtype: torch.dtype) -> None:
+    tile = MixConfig(2, 16, 16, case.height, case.width, 16, 32, 16, 16, 8, 1)
+    assert tile.holds_images(case.height, case.width)
+    arguments = case.arguments(dtype, layout)
+    y = torch.full_like(arguments[0], torch.nan)
+    launch.mix_call(*arguments, y, False, launch.arch_of(y), tile).launch(y)
+    assert_close(y, formula(*to_float64(arguments)), smlp(*arguments), eps=EPS[dtype])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "bordered", "strided", "transposed"])
@@ -94,10 +110,13 @@ def test_inputs_are_not_written() -> None:
         torch.testing.assert_close(argument, values, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("case", [Case(6, 7, 7, 20), Case(3, 14, 9, 18), Case(4, 4, 3, 2)], ids=str)
-def test_bad_values_stay_where_the_formula_has_them(case: Case, bad: float) -> None:
-    arguments = case.arguments(torch.float32)
+def test_bad_values_stay_where_the_formula_has_them(
+    case: Case, bad: float, dtype: torch.dtype
+) -> None:
+    arguments = case.arguments(dtype)
     arguments[0][1, 0, -1, -1] = bad
     expected = torch.isfinite(formula(*to_float64(arguments)))
     actual = torch.isfinite(fused_smlp(*arguments))
@@ -105,9 +124,12 @@ def test_bad_values_stay_where_the_formula_has_them(case: Case, bad: float) -> N
     assert not bool(actual[1].all()) and bool(actual[0].all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("case", [Case(3, 14, 9, 18), Case(1, 70, 5, 3)], ids=str)
-def test_64_bit_offsets_give_the_same_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = case.arguments(torch.float32)
+def test_64_bit_offsets_give_the_same_result(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = case.arguments(dtype)
     expected = fused_smlp(*arguments)
     monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
     monkeypatch.setattr(launch, "mix_plan", launch.mix_plan.__wrapped__)
