@@ -113,6 +113,7 @@ def assert_close(
     eps: float,
     name: str = "output",
     reduction: int = 1,
+    terms: Tensor | None = None,
 ) -> None:
     """Hold a result to the errors that PyTorch makes at the same precision.
 
@@ -128,6 +129,9 @@ def assert_close(
         eps: unit roundoff of the precision.
         name: for the message.
         reduction: terms of the sum that the result is.
+        terms: root of the sum of the squared terms of each value. Where it exceeds the value, terms
+            cancelled, and the roundings are those of the terms: in a result of few values, none
+            may be left that is as large. The formula at the squares of its arguments is that sum.
     """
     eps += min(eps, EPS[torch.float32]) * (reduction - 1) ** 0.5
     if actual.shape != exact.shape:
@@ -138,8 +142,9 @@ def assert_close(
     peer_error = torch.zeros_like(error) if peer is None else (peer.double() - exact).abs()
     if error.numel() == 0:
         return
-    largest = 2 * peer_error.max() + 8 * eps * exact.abs().max()
-    rms = 1.25 * peer_error.square().mean().sqrt() + eps * exact.square().mean().sqrt()
+    values = exact.abs() if terms is None else torch.maximum(exact.abs(), terms)
+    largest = 2 * peer_error.max() + 8 * eps * values.max()
+    rms = 1.25 * peer_error.square().mean().sqrt() + eps * values.square().mean().sqrt()
     if error.max() > largest or error.square().mean().sqrt() > rms:
         raise AssertionError(
             f"{name}: largest error {error.max():.2e} (bound {largest:.2e}), "

@@ -57,15 +57,29 @@ def test_block(
     dy = in_layout(case.arguments(dtype, "contiguous", seed + 1)[0], gradient_layout)
 
     exact_arguments = to_float64(arguments)
+    squares = to_squares(exact_arguments)  # every result is a sum of products of its arguments
     exact, peer, actual = formula(*exact_arguments), smlp(*arguments), fused_smlp(*arguments)
-    assert_close(actual, exact, peer, eps=EPS[dtype])
+    terms = formula(*squares)
+    assert_close(actual, exact, peer, eps=EPS[dtype], terms=terms.detach().sqrt())
     if not names:
         assert not actual.requires_grad
         return
-    leaves = [[a for a in args if a is not None and a.requires_grad] for args in
-              (exact_arguments, arguments)]  # fmt: skip
-    exact_grads = torch.autograd.grad(exact, leaves[0], dy.double())
-    peer_grads = torch.autograd.grad(peer, leaves[1], dy)
-    grads = torch.autograd.grad(actual, leaves[1], dy)
-    for name, a, e, p in zip(names, grads, exact_grads, peer_grads, strict=True):
-        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=case.reduction(name))
+    gradients = []
+    for output, inputs, incoming in (
+        (actual, arguments, dy),
+        (exact, exact_arguments, dy.double()),
+        (peer, arguments, dy),
+        (terms, squares, dy.double().square()),
+    ):
+        leaves = [a for a in inputs if a is not None and a.requires_grad]
+        gradients.append(torch.autograd.grad(output, leaves, incoming))
+    for name, a, e, p, t in zip(names, *gradients, strict=True):
+        reduction = case.reduction(name)
+        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction, terms=t.sqrt())
+
+
+def to_squares(arguments: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    return [
+        None if a is None else a.detach().square().requires_grad_(a.requires_grad)
+        for a in arguments
+    ]
