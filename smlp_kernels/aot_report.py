@@ -28,6 +28,7 @@ STAGES = [
     for size, width in zip(SIZES, widths, strict=True)
 ]
 SEED_DEMO = (224, 224, 3)
+LARGEST = (256, 256, 2048)  # of what the kernels take: every loop, the largest blocks
 OTHERS = [(1, 16, 64), (32, 128, 48), (8, 32, 192), (4, 4, 128), (7, 7, 2048), (256, 256, 16)]
 DTYPES = {
     "bfloat16": (torch.bfloat16, "ieee"),
@@ -102,6 +103,11 @@ def shipped_cases(
         cases += [Case(*shape, "bfloat16", False, arch) for shape in STAGES[:4]]
         cases += [Case(*large, name, True, arch) for name in ("float16", "float32", "float64")]
         cases += [Case(*large, "tf32", False, arch)]
+        cases += [
+            Case(*LARGEST, name, channels_last, arch)
+            for name in ("bfloat16", "tf32", "float32", "float64")
+            for channels_last in (True, False)
+        ]
         cases += [Case(*shape, "bfloat16", True, arch) for shape in others]
         cases += [Case(*SEED_DEMO, "float32", False, arch)] if arch in IN_FULL else []
     return cases

@@ -29,7 +29,7 @@ def mix(
         config = autotune.mix_config_like(x) if AUTOTUNE else None
         mix_call(
             x, proj_h, bias_h, proj_w, bias_w, fuse, bias, y, transposed, arch_of(x), config
-        ).launch(x)
+        ).run(x)
     return y
 
 
@@ -52,7 +52,7 @@ def mix_weight_grad(
         dy, x, proj_h, bias_h, proj_w, bias_w, fuse, *need, arch_of(x), config
     )
     for call in calls:
-        call.launch(x)
+        call.run(x)
     return (
         *weight_and_bias(partial_h.sum(0), proj_h),
         *weight_and_bias(partial_w.sum(0), proj_w),

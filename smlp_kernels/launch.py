@@ -2,15 +2,19 @@
 
 import contextlib
 import functools
+import logging
 import os
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from smlp_kernels.configs import MixConfig, WeightGradConfig, mix_config, weight_grad_config
 from smlp_kernels.kernels.mix import mix_kernel
 from smlp_kernels.kernels.weight_grad import fuse_grad_kernel, proj_grad_kernel
+
+logger = logging.getLogger(__name__)
 
 INT32_MAX = 2**31 - 1
 PLANS = 1024  # kept per process: one for each combination of shapes, strides and types
@@ -42,6 +46,20 @@ class Call(NamedTuple):
                 *self.tensors, *integers, **constants, num_warps=num_warps, num_stages=num_stages
             )
 
+    def run(self, device_of: Tensor) -> None:
+        """:meth:`launch`; where the chip has not the memory for it, with a shorter pipeline.
+
+        Shipped tiles fit the chips that they were compiled for; this is for others.
+        """
+        try:
+            self.launch(device_of)
+        except triton.OutOfResources as error:
+            stages = self.plan.num_stages - 1
+            if stages == 0:
+                raise
+            warn_once(f"{self.plan.kernel.__name__} runs with num_stages={stages}: {error}")
+            self._replace(plan=self.plan._replace(num_stages=stages)).run(device_of)
+
     def compile(self, device_of: Tensor) -> None:
         """Compile what :meth:`launch` runs; the call's tensors may be on the meta device."""
         kernel, programs, integers, constants, num_warps, num_stages = self.plan
@@ -54,6 +72,12 @@ class Call(NamedTuple):
                 num_warps=num_warps,
                 num_stages=num_stages,
             )
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, unless this process did before."""
+    logger.warning(message)
 
 
 def weight_grad_calls(

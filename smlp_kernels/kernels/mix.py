@@ -40,7 +40,8 @@ def mix_lines(
 ):
     """proj[outputs, :] @ x[:, lines] + bias[outputs]: [TILE, LINES * BLOCK_C] in ACC."""
     acc = tl.zeros((outputs.shape[0], line_offsets.shape[0]), ACC)
-    for start in tl.static_range(0, SIZE, BLOCK_K):
+    # one step is no loop of the compiled code, and leaves that over channels to be pipelined
+    for start in range(0, SIZE, BLOCK_K):
         position = start + tl.arange(0, BLOCK_K)
         proj = load_matrix(proj_ptr, outputs, position, SIZE, SIZE, stride_out, stride_in)
         if INDEX_64:

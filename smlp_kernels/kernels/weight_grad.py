@@ -177,8 +177,8 @@ def fuse_grad_axis(
         if MIXES:
             i = start_i + row % POSITIONS
             mixed = tl.zeros((ROWS, BLOCK_C), ACC)
-            # not a loop of the compiled code, so that the loop over tiles is pipelined
-            for start_k in tl.static_range(0, BLOCKS * POSITIONS, POSITIONS):
+            # one step is no loop of the compiled code, and leaves that over tiles to be pipelined
+            for start_k in range(0, BLOCKS * POSITIONS, POSITIONS):
                 k = start_k + row % POSITIONS
                 # one copy of proj for every line of the tile, on the diagonal
                 proj = tl.load(
