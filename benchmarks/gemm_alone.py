@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.model import shipped_configs
+from benchmarks.model import forward_configs
 from benchmarks.recorder import Context
 from benchmarks.roofline import floor_us
 from benchmarks.shapes import BY_NAME, Shape
@@ -85,7 +85,7 @@ def gemm_alone(context: Context) -> dict[str, Any]:
 
 def _measure(shape: Shape) -> dict[str, Any]:
     major, minor = torch.cuda.get_device_capability()
-    config, _ = shipped_configs(shape, "bf16", 10 * major + minor)
+    (config,) = forward_configs(shape, "bf16", 10 * major + minor)
     tile = (config.images * config.tile_h * config.tile_w, config.block_n, config.block_c)
     x = torch.randn(shape.pixels, 3 * shape.channels, device="cuda", dtype=torch.bfloat16)
     w = torch.randn(shape.channels, 3 * shape.channels, device="cuda", dtype=torch.bfloat16)

@@ -15,8 +15,16 @@ from dataclasses import dataclass, replace
 from benchmarks import shapes
 from benchmarks.roofline import PASSES, Ceilings, floor_us
 from benchmarks.shapes import DTYPES, LAYOUTS, Shape
-from benchmarks.traffic import Work, fuse_grad_work, mix_work, proj_grad_work
-from smlp_kernels.configs import MixConfig, WeightGradConfig, mix_config, weight_grad_config
+from benchmarks.traffic import Work, fuse_grad_work, mix_work, proj_grad_work, project_work
+from smlp_kernels.configs import (
+    MixConfig,
+    ProjectConfig,
+    WeightGradConfig,
+    has_long_axis,
+    mix_config,
+    project_config,
+    weight_grad_config,
+)
 
 ARCH = 90
 
@@ -103,12 +111,12 @@ def time_of(name: str, work: Work, dtype: str, chip: Chip) -> Prediction:
 def predict(
     shape: Shape,
     dtype: str,
-    config: MixConfig | WeightGradConfig,
+    config: MixConfig | ProjectConfig | WeightGradConfig,
     *,
     layout: str = "channels_last",
     chip: Chip = H200,
 ) -> list[Prediction]:
-    """The launches that ``config`` is for: ``mix_kernel``, or the two weight-gradient kernels.
+    """The launches that ``config`` is for: one, or the two weight-gradient kernels.
 
     Args:
         shape: of the input.
@@ -119,6 +127,8 @@ def predict(
     """
     if isinstance(config, MixConfig):
         work = {"mix": mix_work(shape, dtype, config, layout)}
+    elif isinstance(config, ProjectConfig):
+        work = {"projection along H": project_work(shape, dtype, config, layout)}
     else:
         work = {
             "projection gradients": proj_grad_work(shape, dtype, config),
@@ -127,20 +137,25 @@ def predict(
     return [time_of(name, counted, dtype, chip) for name, counted in work.items()]
 
 
-def shipped_configs(
+def forward_configs(
     shape: Shape, dtype: str, arch: int = ARCH, layout: str = "channels_last"
-) -> tuple[MixConfig, WeightGradConfig]:
-    """What the kernels are launched with on a chip of compute capability ``arch`` / 10."""
-    height, width, channels = shape.height, shape.width, shape.channels
-    how = {
-        "arch": arch,
-        "precision": "tf32" if dtype == "tf32" else "ieee",
-        "channels_last": layout == "channels_last",
-    }
-    return (
-        mix_config(height, width, channels, DTYPES[dtype], **how),
-        weight_grad_config(channels, DTYPES[dtype], **how),
-    )
+) -> list[MixConfig | ProjectConfig]:
+    """What a forward is launched with on a chip of compute capability ``arch`` / 10, in order."""
+    height, width = shape.height, shape.width
+    what = (height, width, shape.channels, DTYPES[dtype], arch, *_how(dtype, layout))
+    return [*([project_config(*what)] if has_long_axis(height, width) else []), mix_config(*what)]
+
+
+def weight_config(
+    shape: Shape, dtype: str, arch: int = ARCH, layout: str = "channels_last"
+) -> WeightGradConfig:
+    """What the weights' gradients are launched with."""
+    return weight_grad_config(shape.channels, DTYPES[dtype], arch, *_how(dtype, layout))
+
+
+def _how(dtype: str, layout: str) -> tuple[str, bool]:
+    """Precision of float32 products, and whether channels come last."""
+    return "tf32" if dtype == "tf32" else "ieee", layout == "channels_last"
 
 
 def predict_pass(
@@ -154,10 +169,11 @@ def predict_pass(
     """The launches of one of :data:`benchmarks.roofline.PASSES` as configured for sm_90."""
     if pass_ not in PASSES:
         raise ValueError(f"pass_: expected one of {', '.join(PASSES)}, got {pass_!r}")
-    tile, weights = shipped_configs(shape, dtype, layout=layout)
-    forward = predict(shape, dtype, tile, layout=layout, chip=chip)
+    tiles = forward_configs(shape, dtype, layout=layout)
+    forward = [p for tile in tiles for p in predict(shape, dtype, tile, layout=layout, chip=chip)]
     if pass_ in ("inference", "fwd"):
         return forward
+    weights = weight_config(shape, dtype, layout=layout)
     backward = [*forward, *predict(shape, dtype, weights, chip=chip)]  # dx is a mix as well
     return backward if pass_ == "bwd" else [*forward, *backward]
 

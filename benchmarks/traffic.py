@@ -10,7 +10,7 @@ from math import ceil
 
 from benchmarks.roofline import itemsize, weight_elements
 from benchmarks.shapes import LAYOUTS, Shape
-from smlp_kernels.configs import MixConfig, WeightGradConfig
+from smlp_kernels.configs import MixConfig, ProjectConfig, WeightGradConfig, has_long_axis
 
 SECTOR = 32  # bytes, the least that L2 hands to an SM
 WGMMA_ROWS = 64  # a product with fewer rows is made of mma.sync, whose least is MMA_ROWS
@@ -58,9 +58,11 @@ def mix_work(shape: Shape, dtype: str, config: MixConfig, layout: str = "channel
 
     Every program reads its tile, the whole rows and columns through it and three blocks of the
     channel weights for each block of input channels; all programs of other output channels read
-    the same again. Of tiles that hold whole images the rows and columns are not read apart.
+    the same again. Of tiles that hold whole images the rows and columns are not read apart. Where
+    an axis is long, the projection along H comes as a tensor, of which the tile is read.
     """
     size, c = itemsize(dtype), shape.channels
+    projected = has_long_axis(shape.height, shape.width)
     tiles_h, tiles_w = ceil(shape.height / config.step_h), ceil(shape.width / config.step_w)
     tiles_n, steps = ceil(c / config.block_n), ceil(c / config.block_c)
     pixel_tiles = ceil(shape.batch / config.images) * tiles_h * tiles_w
@@ -68,18 +70,21 @@ def mix_work(shape: Shape, dtype: str, config: MixConfig, layout: str = "channel
     # elements that cross L2: tile and columns in runs along w, rows in runs of whole lines
     tile, row = _run_factors(shape, config, size, layout)
     lines_read = 0 if config.holds_images(shape.height, shape.width) else 1
-    x_reads = shape.elements * tiles_n * (tile + lines_read * (tiles_h * tile + tiles_w * row))
+    columns_read = tile if projected else lines_read * tiles_h * tile
+    x_reads = shape.elements * tiles_n * (tile + columns_read + lines_read * tiles_w * row)
     fuse_reads = pixel_tiles * 3 * c * c
     reads = (x_reads + fuse_reads) * size
     writes = shape.elements * tile * size
 
-    columns = config.images * config.tile_w * config.block_c
+    columns = 0 if projected else config.images * config.tile_w * config.block_c
     rows = config.images * config.tile_h * config.block_c
     padded_h = config.block_h * ceil(shape.height / config.block_h)
     padded_w = config.block_w * ceil(shape.width / config.block_w)
     lines = columns * padded_h + rows * padded_w
-    copied = pixels * config.block_c + 3 * config.block_c * config.block_n + lines_read * lines
-    relayout = 2 * pixels * config.block_c  # x_h and x_w, from the order of lines to that of pixels
+    tiles = (2 if projected else 1) * pixels * config.block_c  # x, and x_h where it is a tensor
+    copied = tiles + 3 * config.block_c * config.block_n + lines_read * lines
+    # x_h and x_w, from the order of lines to that of pixels
+    relayout = (1 if projected else 2) * pixels * config.block_c
     # each operand is written by the copy and read by a product, each relayout likewise; lines that
     # were not copied are read from the tile
     shared = (2 * (copied + relayout) + (1 - lines_read) * lines) * size
@@ -90,8 +95,34 @@ def mix_work(shape: Shape, dtype: str, config: MixConfig, layout: str = "channel
     epilogue = Work(shared=2 * y, instructions=instructions(config.num_warps, y))
     weights = weight_elements(shape) * size
     return (step.times(steps) + epilogue).times(pixel_tiles * tiles_n) + Work(
-        dram=2 * shape.elements * size + weights,
+        dram=(3 if projected else 2) * shape.elements * size + weights,
         l2=reads + writes,
+    )
+
+
+def project_work(
+    shape: Shape, dtype: str, config: ProjectConfig, layout: str = "channels_last"
+) -> Work:
+    """One launch of ``project_h_kernel``: columns are read once for every tile of output rows."""
+    size = itemsize(dtype)
+    tiles_h = ceil(shape.height / config.block_h)
+    steps = ceil(shape.height / config.block_k)
+    # runs of a tile: the channels of some places, or the places of some channels
+    contiguous = shape.channels * shape.width if layout == "channels_last" else shape.width
+    run = min(config.block_lines, contiguous) * size
+    factor = sector_factor(run, contiguous * size, size)
+    copied = config.block_k * (config.block_h + config.block_lines)
+    step = product(config.block_h, config.block_lines, config.block_k)
+    step += Work(
+        shared=2 * copied * size, instructions=instructions(config.num_warps, copied * size)
+    )
+    y = config.block_h * config.block_lines * size
+    epilogue = Work(shared=2 * y, instructions=instructions(config.num_warps, y))
+    programs = config.programs(shape.batch, shape.height, shape.width, shape.channels)
+    return (step.times(steps) + epilogue).times(programs) + Work(
+        dram=2 * shape.elements * size + shape.height**2 * size,
+        l2=((tiles_h + 1) * shape.elements * factor + programs * shape.height * config.block_h)
+        * size,
     )
 
 

@@ -18,7 +18,9 @@ import torch
 
 from smlp_kernels import aot
 from smlp_kernels.configs import weight_grad_config
-from smlp_kernels.launch import Call, fuse_grad_call, mix_call, proj_grad_call
+from smlp_kernels.launch import Call
+from smlp_kernels.mix_launch import mix_calls
+from smlp_kernels.weight_grad_launch import fuse_grad_call, proj_grad_call
 
 SIZES = (56, 28, 14, 7)
 WIDTHS = {"tiny": (80, 160, 320, 640), "small": (96, 192, 384, 768), "base": (112, 224, 448, 896)}
@@ -71,13 +73,15 @@ class Case:
         partial_w = empty(config.proj_splits, w * (w + 1), dtype=accumulator)
         partial_fuse = empty(config.fuse_splits(c), c * (3 * c + 1), dtype=accumulator)
         without_bias = (weights[0], None, weights[2], None, weights[4], None)
+        *before, forward = mix_calls(x, *weights, empty(c), x, False, self.arch)
         calls = {
-            "forward": mix_call(x, *weights, empty(c), x, False, self.arch),
+            **dict(zip(["projection along H"], before, strict=False)),
+            "forward": forward,
             "projection gradients": proj_grad_call(config, x, x, weights[4], partial_h, partial_w),
             "fuse gradient": fuse_grad_call(config, x, x, *weights[:4], partial_fuse),
         }
         if self.arch in IN_FULL:  # the forward kernel again, without biases, weights transposed
-            calls["input gradient"] = mix_call(x, *without_bias, x, True, self.arch)
+            calls["input gradient"] = mix_calls(x, *without_bias, x, True, self.arch)[-1]
         return calls
 
 

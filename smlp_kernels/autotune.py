@@ -28,7 +28,7 @@ import triton
 from torch import Tensor
 
 from smlp_kernels import autotune_space as space
-from smlp_kernels import launch
+from smlp_kernels import launch, mix_launch, weight_grad_launch
 from smlp_kernels.autotune_space import Chip, Problem
 from smlp_kernels.configs import MixConfig, WeightGradConfig
 
@@ -210,13 +210,15 @@ def random_buffers(problem: Problem, device: torch.device) -> Buffers:
 
 
 def mix_calls(config: MixConfig, buffers: Buffers, chip: Chip) -> list[launch.Call]:
-    return [launch.mix_call(*buffers, False, chip.arch, config)]
+    return mix_launch.mix_calls(*buffers, False, chip.arch, config)
 
 
 def weight_grad_calls(config: WeightGradConfig, buffers: Buffers, chip: Chip) -> list[launch.Call]:
     b = buffers
     weights = (b.proj_h, b.bias_h, b.proj_w, b.bias_w, b.fuse)
-    return launch.weight_grad_calls(b.dy, b.x, *weights, True, True, True, chip.arch, config)[1]
+    return weight_grad_launch.weight_grad_calls(
+        b.dy, b.x, *weights, True, True, True, chip.arch, config
+    )[1]
 
 
 MIX = Search("mix", MixConfig, space.shipped_mix, space.mix_fits, space.mix_neighbours, mix_calls)

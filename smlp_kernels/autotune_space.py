@@ -75,7 +75,8 @@ def mix_fits(config: MixConfig, problem: Problem, chip: Chip) -> bool:
     )
     pixels = c.images * c.tile_h * c.tile_w
     # at least one buffer of what a step of the channel loop loads
-    lines = c.images * (c.tile_w * c.block_h + c.tile_h * c.block_w)
+    columns = 0 if configs.has_long_axis(p.height, p.width) else c.tile_w * c.block_h
+    lines = c.images * (columns + c.tile_h * c.block_w)
     lines = 0 if c.holds_images(p.height, p.width) else lines
     loaded = c.block_c * (pixels + 3 * c.block_n + lines)
     buffers = max(1, c.num_stages - 1)

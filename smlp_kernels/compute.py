@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from smlp_kernels import autotune
-from smlp_kernels.launch import arch_of, dense, mix_call, weight_grad_calls
+from smlp_kernels.launch import arch_of, dense
+from smlp_kernels.mix_launch import mix_calls
+from smlp_kernels.weight_grad_launch import weight_grad_calls
 
 AUTOTUNE = os.environ.get("SMLP_KERNELS_AUTOTUNE") == "1"  # fixed when the kernels are imported
 
@@ -21,15 +23,15 @@ def mix(
     bias: Tensor | None,
     transposed: bool = False,
 ) -> Tensor:
-    """One launch of ``mix_kernel``; shapes as in :mod:`smlp_kernels.ops`."""
+    """The launches of ``mix_calls``; shapes as in :mod:`smlp_kernels.ops`."""
     y = torch.empty_like(x)
     if x.numel():
         proj_h, proj_w, fuse = proj_h.to(x.dtype), proj_w.to(x.dtype), fuse.to(x.dtype)
         bias_h, bias_w = dense(bias_h), dense(bias_w)
         config = autotune.mix_config_like(x) if AUTOTUNE else None
-        mix_call(
-            x, proj_h, bias_h, proj_w, bias_w, fuse, bias, y, transposed, arch_of(x), config
-        ).run(x)
+        weights = (proj_h, bias_h, proj_w, bias_w, fuse, bias)
+        for call in mix_calls(x, *weights, y, transposed, arch_of(x), config):
+            call.run(x)
     return y
 
 

@@ -13,6 +13,7 @@ import torch
 import triton
 
 MAX_SIZE = 256  # largest H and W on the kernels
+LONG = 64  # an axis longer than this is long: the projection along H is a launch of its own
 MAX_CHANNELS = 2048  # largest C on the kernels
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -42,6 +43,22 @@ class MixConfig:
         """Number of programs of a launch."""
         tiles = triton.cdiv(height, self.step_h) * triton.cdiv(width, self.step_w)
         return triton.cdiv(batch, self.images) * tiles * triton.cdiv(channels, self.block_n)
+
+
+@dataclass(frozen=True)
+class ProjectConfig:
+    """A tile of ``project_h_kernel``: block_h output rows by block_lines columns."""
+
+    block_h: int
+    block_lines: int  # columns: one for every place on W and channel
+    block_k: int  # input rows a step
+    num_warps: int
+    num_stages: int
+
+    def programs(self, batch: int, height: int, width: int, channels: int) -> int:
+        """Number of programs of a launch."""
+        lines = triton.cdiv(width * channels, self.block_lines)
+        return batch * lines * triton.cdiv(height, self.block_h)
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,15 @@ class MixRow(NamedTuple):
     num_stages: int
 
 
+class ProjectRow(NamedTuple):
+    """A row of ``PROJECT_TABLE``: what it is for, then the largest blocks to take there."""
+
+    arch: int | None
+    kind: str
+    channels_last: bool | None
+    config: ProjectConfig
+
+
 class WeightGradRow(NamedTuple):
     """A row of ``WEIGHT_GRAD_TABLE``: what it is for, then the largest blocks to take there."""
 
@@ -131,25 +157,41 @@ MIX_TABLE = (
     MixRow(90, "16-bit", False, 8, 2, 8, 8, 16, 256, 16, 8, 2),
     MixRow(90, "16-bit", False, 16, 1, 16, 16, 16, 128, 64, 8, 2),
     MixRow(90, "16-bit", False, 32, 1, 8, 16, 16, 256, 64, 8, 2),
-    MixRow(90, "16-bit", False, 256, 1, 8, 16, 16, 128, 64, 8, 2),
+    MixRow(90, "16-bit", False, 64, 1, 8, 16, 16, 128, 64, 8, 2),
     MixRow(90, "tf32", True, 8, 4, 8, 8, 16, 128, 16, 8, 2),
     MixRow(90, "tf32", True, 16, 1, 16, 16, 16, 128, 16, 8, 3),
     MixRow(90, "tf32", True, 32, 1, 8, 16, 16, 256, 32, 8, 2),
-    MixRow(90, "tf32", True, 256, 1, 16, 8, 16, 128, 64, 8, 2),
+    MixRow(90, "tf32", True, 64, 1, 16, 8, 16, 128, 64, 8, 2),
     MixRow(90, "tf32", False, 8, 2, 8, 8, 16, 128, 16, 8, 2),
     MixRow(90, "tf32", False, 32, 1, 8, 16, 16, 256, 32, 8, 2),
-    MixRow(90, "tf32", False, 256, 1, 16, 8, 16, 128, 32, 8, 2),
+    MixRow(90, "tf32", False, 64, 1, 16, 8, 16, 128, 32, 8, 2),
     MixRow(80, "16-bit", True, 16, 1, 16, 16, 16, 128, 64, 8, 3),
     MixRow(80, "16-bit", True, 64, 1, 16, 16, 16, 128, 64, 8, 2),
     MixRow(None, "16-bit", None, 16, 1, 16, 16, 16, 64, 64, 8, 3),
     MixRow(None, "16-bit", True, 32, 1, 8, 16, 16, 128, 64, 8, 2),
-    MixRow(None, "16-bit", True, 256, 1, 8, 16, 16, 64, 64, 8, 2),
-    MixRow(None, "16-bit", None, 256, 1, 8, 8, 16, 64, 64, 4, 2),
+    MixRow(None, "16-bit", True, 64, 1, 8, 16, 16, 64, 64, 8, 2),
+    MixRow(None, "16-bit", None, 64, 1, 8, 8, 16, 64, 64, 4, 2),
     MixRow(None, "tf32", None, 16, 1, 16, 16, 16, 64, 16, 8, 2),
-    MixRow(None, "tf32", True, 256, 1, 8, 8, 16, 64, 16, 8, 2),
-    MixRow(None, "tf32", False, 256, 1, 8, 8, 16, 64, 32, 8, 2),
-    MixRow(None, "float32", None, 256, 1, 8, 8, 16, 64, 16, 8, 2),
-    MixRow(None, "float64", None, 256, 1, 4, 8, 16, 32, 16, 8, 1),
+    MixRow(None, "tf32", True, 64, 1, 8, 8, 16, 64, 16, 8, 2),
+    MixRow(None, "tf32", False, 64, 1, 8, 8, 16, 64, 32, 8, 2),
+    MixRow(None, "float32", None, 64, 1, 8, 8, 16, 64, 16, 8, 2),
+    MixRow(None, "float64", None, 64, 1, 4, 8, 16, 32, 16, 4, 1),
+)
+LONG_MIX_TABLE = (
+    # chip  kind       layout  H, W   images x tile  block_c n   k  warps, stages
+    MixRow(90, "16-bit", None, 256, 1, 2, 128, 32, 128, 64, 8, 2),
+    MixRow(None, "16-bit", None, 256, 1, 1, 128, 32, 128, 64, 8, 2),
+    MixRow(None, "tf32", None, 256, 1, 1, 128, 16, 64, 32, 8, 2),
+    MixRow(None, "float32", None, 256, 1, 1, 64, 16, 64, 16, 8, 2),
+    MixRow(None, "float64", None, 256, 1, 1, 32, 16, 32, 16, 8, 1),
+)
+PROJECT_TABLE = (
+    # chip  kind       layout          block_h, lines, k, warps, stages
+    ProjectRow(90, "16-bit", None, ProjectConfig(128, 128, 64, 8, 3)),
+    ProjectRow(None, "16-bit", None, ProjectConfig(64, 128, 32, 4, 3)),
+    ProjectRow(None, "tf32", None, ProjectConfig(64, 128, 32, 8, 3)),
+    ProjectRow(None, "float32", None, ProjectConfig(64, 64, 16, 8, 2)),
+    ProjectRow(None, "float64", None, ProjectConfig(32, 64, 16, 8, 1)),
 )
 WEIGHT_GRAD_TABLE = (
     # chip  kind     layout                  rows  proj o, c   fuse o, c   warps, stages
@@ -184,7 +226,9 @@ def block_of(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def applies(row: MixRow | WeightGradRow, arch: int, kind: str, channels_last: bool) -> bool:
+def applies(
+    row: MixRow | ProjectRow | WeightGradRow, arch: int, kind: str, channels_last: bool
+) -> bool:
     """Whether a row is for this chip, kind and layout."""
     return (
         row.kind == kind and row.arch in (arch, None) and row.channels_last in (channels_last, None)
@@ -194,6 +238,11 @@ def applies(row: MixRow | WeightGradRow, arch: int, kind: str, channels_last: bo
 def fills(size: int, tile: int) -> bool:
     """Whether an axis needs a tile this large."""
     return triton.next_power_of_2(size) >= tile
+
+
+def has_long_axis(height: int, width: int) -> bool:
+    """Whether the projection along H is a launch of its own, before that of ``mix_kernel``."""
+    return max(height, width) > LONG
 
 
 @functools.cache
@@ -218,9 +267,10 @@ def mix_config(
         channels_last: whether channels are contiguous in the input.
     """
     kind = kind_of(dtype, precision)
+    table = LONG_MIX_TABLE if has_long_axis(height, width) else MIX_TABLE
     rows = [
         row
-        for row in MIX_TABLE
+        for row in table
         if applies(row, arch, kind, channels_last) and max(height, width) <= row.size
     ]
     # a large tile pays, and fits, only where images fill it
@@ -240,6 +290,28 @@ def mix_config(
         block_w=block_of(width, row.block_k),
         num_warps=row.num_warps,
         num_stages=row.num_stages,
+    )
+
+
+@functools.cache
+def project_config(
+    height: int,
+    width: int,
+    channels: int,
+    dtype: torch.dtype,
+    arch: int,
+    precision: str = "ieee",
+    channels_last: bool = True,
+) -> ProjectConfig:
+    """The tile of ``project_h_kernel``; arguments as for :func:`mix_config`."""
+    kind = kind_of(dtype, precision)
+    rows = (row for row in PROJECT_TABLE if applies(row, arch, kind, channels_last))
+    config = next(rows).config
+    return dataclasses.replace(
+        config,
+        block_h=block_of(height, config.block_h),
+        block_lines=block_of(width * channels, config.block_lines),
+        block_k=block_of(height, config.block_k),
     )
 
 

@@ -15,7 +15,12 @@ from collections.abc import Sequence
 
 import torch
 
-from smlp_kernels.configs import mix_config, weight_grad_config
+from smlp_kernels.configs import (
+    has_long_axis,
+    mix_config,
+    project_config,
+    weight_grad_config,
+)
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
 
@@ -80,10 +85,12 @@ def path_of(x: torch.Tensor) -> list[str]:
         return [f"runs on PyTorch: {reason}"]
     precision = input_precision(x.dtype)
     place = "in Triton's interpreter (slow, for tests)" if INTERPRETED else f"on {x.device}"
-    mix = mix_config(height, width, channels, x.dtype, arch_of(x), precision)
+    what = (height, width, channels, x.dtype, arch_of(x), precision)
+    before = [f"projection along H, before: {project_config(*what)}"]
     return [
         f"runs on the fused kernels {place}",
-        f"forward and input gradient: {mix}",
+        *(before if has_long_axis(height, width) else []),
+        f"forward and input gradient: {mix_config(*what)}",
         f"weight gradients: {weight_grad_config(channels, x.dtype, arch_of(x), precision)}",
     ]
 

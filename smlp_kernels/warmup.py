@@ -18,7 +18,9 @@ from smlp_kernels import aot, autotune, compute, launch, ops
 from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.launch import Call
+from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.modules import FusedSMLPBlock
+from smlp_kernels.weight_grad_launch import weight_grad_calls
 
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
@@ -175,14 +177,14 @@ def calls_of(operation: Operation) -> list[Call]:
     arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]
     if operator is ops.mix_weight_grad:
         grad_config = autotune.weight_grad_config_like(first, second) if compute.AUTOTUNE else None
-        return launch.weight_grad_calls(*(*arguments, arch, grad_config))[1]
+        return weight_grad_calls(*(*arguments, arch, grad_config))[1]
     config = autotune.mix_config_like(first) if compute.AUTOTUNE else None
     x, proj_h, bias_h, proj_w, bias_w, fuse, bias, *transposed = arguments
     proj_h, proj_w, fuse = (weight.to(x.dtype) for weight in (proj_h, proj_w, fuse))
     biases = launch.dense(bias_h), launch.dense(bias_w)
     y = torch.empty_like(x)
     weights = (proj_h, biases[0], proj_w, biases[1], fuse, bias)
-    return [launch.mix_call(x, *weights, y, any(transposed), arch, config)]
+    return mix_calls(x, *weights, y, any(transposed), arch, config)
 
 
 def shape_of(tensor: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ walks the input channels in blocks: the whole columns and whole rows that cross 
 by two small products, and the mixed tiles go straight into the channel product as its left operand.
 Nothing but the output is ever written, and no program waits for another. Rows and columns are read
 again by neighbouring tiles, which is L2 traffic, not DRAM traffic: tiles of one image run next to
-each other. A tile that holds whole images is read once and mixed from where it lies.
+each other. A tile that holds whole images is read once and mixed from where it lies; of images with
+a long axis, the projection along H comes from a launch before (:mod:`smlp_kernels.kernels.project`)
+and the tiles are wide.
 """
 
 import triton
@@ -90,6 +92,7 @@ def split_line_index(
 @triton.jit(do_not_specialize=["batch"])  # no batch size compiles anew
 def mix_kernel(
     x_ptr,  # [B, C, H, W], any strides
+    x_h_ptr,  # [B, C, H, W], strides of y: P_h x + b_h; with PROJECTED, else not read
     proj_h_ptr,  # [H, H] out, in
     bias_h_ptr,  # [H]
     proj_w_ptr,  # [W, W] out, in
@@ -129,6 +132,7 @@ def mix_kernel(
     BLOCK_H: tl.constexpr,  # rows of a column taken by one mixing product
     BLOCK_W: tl.constexpr,
     WHOLE: tl.constexpr,  # one tile holds all of an image, and is read once
+    PROJECTED: tl.constexpr,  # the projection along H was computed before
     HAS_BIAS_H: tl.constexpr,
     HAS_BIAS_W: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -156,6 +160,8 @@ def mix_kernel(
     # a 64-bit base; offsets inside the tile are small unless INDEX_64 says otherwise
     x_ptr += first_image.to(tl.int64) * stride_xb
     y_ptr += first_image.to(tl.int64) * stride_yb
+    if PROJECTED:
+        x_h_ptr += first_image.to(tl.int64) * stride_yb
     images_left = batch - first_image
     end_h = min(HEIGHT, first_h + STEP_H)
     end_w = min(WIDTH, first_w + STEP_W)
@@ -197,6 +203,7 @@ def mix_kernel(
     pixel_offsets = b * stride_xb + h * stride_xh + w * stride_xw
     column_offsets = column_b * stride_xb + column_w * stride_xw
     row_offsets = row_b * stride_xb + row_h * stride_xh
+    y_offsets = b * stride_yb + h * stride_yh + w * stride_yw
 
     acc = tl.zeros((PIXELS, BLOCK_N), ACC)
     for start in range(0, CHANNELS, BLOCK_C):
@@ -243,23 +250,30 @@ def mix_kernel(
                 PRECISION,
             )
         else:
-            x_h = mix_lines(
-                x_ptr,
-                column_offsets + (start + column_c) * stride_xc,
-                column_mask & (start + column_c < CHANNELS),
-                stride_xh,
-                proj_h_ptr,
-                stride_h_out,
-                stride_h_in,
-                bias_h_ptr,
-                tile_h,
-                HEIGHT,
-                BLOCK_H,
-                HAS_BIAS_H,
-                INDEX_64,
-                ACC,
-                PRECISION,
-            )
+            if PROJECTED:
+                x_h = tl.load(
+                    x_h_ptr + (y_offsets[:, None] + (start + c)[None, :] * stride_yc),
+                    mask=pixel_mask[:, None] & (k < CHANNELS)[None, :],
+                    other=0.0,
+                )
+            else:
+                x_h = mix_lines(
+                    x_ptr,
+                    column_offsets + (start + column_c) * stride_xc,
+                    column_mask & (start + column_c < CHANNELS),
+                    stride_xh,
+                    proj_h_ptr,
+                    stride_h_out,
+                    stride_h_in,
+                    bias_h_ptr,
+                    tile_h,
+                    HEIGHT,
+                    BLOCK_H,
+                    HAS_BIAS_H,
+                    INDEX_64,
+                    ACC,
+                    PRECISION,
+                )
             x_w = mix_lines(
                 x_ptr,
                 row_offsets + (start + row_c) * stride_xc,
@@ -279,13 +293,16 @@ def mix_kernel(
             )
         x_h, x_w = x_h.to(dtype), x_w.to(dtype)
         # both to the order of pixels: image, row, column
+        if not PROJECTED:
+            if WHOLE or CHANNELS_LAST:
+                x_h = x_h.reshape(TILE_H, IMAGES, TILE_W * BLOCK_C).permute(1, 0, 2)
+            else:
+                x_h = x_h.reshape(TILE_H, BLOCK_C, IMAGES, TILE_W).permute(2, 0, 3, 1)
+            x_h = x_h.reshape(PIXELS, BLOCK_C)
         if WHOLE or CHANNELS_LAST:
-            x_h = x_h.reshape(TILE_H, IMAGES, TILE_W * BLOCK_C).permute(1, 0, 2)
             x_w = x_w.reshape(TILE_W, IMAGES * TILE_H, BLOCK_C).permute(1, 0, 2)
         else:
-            x_h = x_h.reshape(TILE_H, BLOCK_C, IMAGES, TILE_W).permute(2, 0, 3, 1)
             x_w = x_w.reshape(TILE_W, BLOCK_C, IMAGES * TILE_H).permute(2, 0, 1)
-        x_h = x_h.reshape(PIXELS, BLOCK_C)
         x_w = x_w.reshape(PIXELS, BLOCK_C)
         acc = tl.dot(x_h, fuse_h, acc, out_dtype=ACC, input_precision=PRECISION)
         acc = tl.dot(x_w, fuse_w, acc, out_dtype=ACC, input_precision=PRECISION)
@@ -299,5 +316,5 @@ def mix_kernel(
         else:
             bias = tl.load(bias_ptr + n * stride_bias_c, mask=n < CHANNELS, other=0.0)
             acc += bias.to(ACC)[None, :]
-    y_offsets = (b * stride_yb + h * stride_yh + w * stride_yw)[:, None] + y_n[None, :] * stride_yc
+    y_offsets = y_offsets[:, None] + y_n[None, :] * stride_yc
     tl.store(y_ptr + y_offsets, acc.to(dtype), mask=y_mask)

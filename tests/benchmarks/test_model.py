@@ -9,13 +9,14 @@ from benchmarks import model
 from benchmarks.model import (
     H200,
     Chip,
+    forward_configs,
     main_bound,
     predict,
     predict_pass,
     predicted_us,
-    shipped_configs,
     table,
     time_of,
+    weight_config,
 )
 from benchmarks.roofline import Ceilings, floor_us
 from benchmarks.shapes import BY_NAME, STAGES
@@ -55,7 +56,7 @@ def test_passes_are_made_of_launches() -> None:
     assert predicted_us(by_pass["fwd+bwd"]) == pytest.approx(
         predicted_us(by_pass["fwd"]) + predicted_us(by_pass["bwd"])
     )
-    tile, weights = shipped_configs(shape, "bf16")
+    (tile,), weights = forward_configs(shape, "bf16"), weight_config(shape, "bf16")
     assert by_pass["inference"] == predict(shape, "bf16", tile)
     assert by_pass["bwd"] == [*predict(shape, "bf16", tile), *predict(shape, "bf16", weights)]
     longest = max(by_pass["bwd"], key=lambda launch: launch.us)
@@ -91,13 +92,30 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert "inference, fp16, channels_last" in printed and "base-7" in printed
 
 
+def test_a_long_axis_is_a_launch_of_its_own() -> None:
+    shape = BY_NAME["channel-32x128"]
+    by_pass = {p: predict_pass(shape, p, "bf16") for p in ("inference", "bwd")}
+    assert [launch.name for launch in by_pass["inference"]] == ["projection along H", "mix"]
+    assert [len(launches) for launches in by_pass.values()] == [2, 4]
+    # x and x_h once through memory, then both again with y
+    project, mix = (launch.terms["DRAM"] for launch in by_pass["inference"])
+    assert mix / project == pytest.approx(1.5, rel=0.01)
+
+
 def test_types_and_layouts_ask_for_their_own_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(model, "mix_config", lambda *sizes, **how: asked.append((sizes, how)))
-    monkeypatch.setattr(model, "weight_grad_config", lambda *_, **how: asked.append(how))
-    for dtype, layout in (("tf32", "channels_last"), ("fp32", "nchw")):
-        shipped_configs(BY_NAME["channel-16x64"], dtype, 80, layout)
-    sizes = (16, 64, 96, torch.float32)
-    tf32 = {"arch": 80, "precision": "tf32", "channels_last": True}
-    ieee = {"arch": 80, "precision": "ieee", "channels_last": False}
-    assert asked == [(sizes, tf32), tf32, (sizes, ieee), ieee]
+    asked: list[tuple[object, ...]] = []
+    for name in ("mix_config", "project_config", "weight_grad_config"):
+        monkeypatch.setattr(model, name, lambda *what, name=name: asked.append((name, *what)))
+    for name, dtype, layout in (
+        ("square-64", "tf32", "channels_last"),
+        ("growth-224", "fp32", "nchw"),
+    ):
+        forward_configs(BY_NAME[name], dtype, 80, layout)
+        weight_config(BY_NAME[name], dtype, 80, layout)
+    assert asked == [
+        ("mix_config", 64, 64, 96, torch.float32, 80, "tf32", True),
+        ("weight_grad_config", 96, torch.float32, 80, "tf32", True),
+        ("project_config", 224, 224, 96, torch.float32, 80, "ieee", False),
+        ("mix_config", 224, 224, 96, torch.float32, 80, "ieee", False),
+        ("weight_grad_config", 96, torch.float32, 80, "ieee", False),
+    ]

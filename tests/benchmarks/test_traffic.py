@@ -9,9 +9,10 @@ from benchmarks.traffic import (
     mix_work,
     product,
     proj_grad_work,
+    project_work,
     sector_factor,
 )
-from smlp_kernels.configs import MixConfig, WeightGradConfig
+from smlp_kernels.configs import MixConfig, ProjectConfig, WeightGradConfig
 
 # two images of 8x8 pixels and 32 channels, one tile each, two blocks of input channels
 SHAPE = Shape("small", 2, 32, 8, 8)
@@ -45,6 +46,39 @@ def test_a_tile_of_whole_images_is_read_once() -> None:
     # well, x_h and x_w moved once more; then y [256, 32] of each image
     step = 2 * (2 * (256 * 16 + 48 * 32) + 2 * 256 * 16 + 2 * 2 * 256 * 16)
     assert work.shared == 4 * step + 2 * (2 * 2 * 256 * 32)
+
+
+# 32 channels, one image of 4 x 128: a long axis
+LONG = Shape("long", 1, 32, 4, 128)
+
+
+def test_a_projection_of_one_tile_of_rows() -> None:
+    work = project_work(LONG, "bf16", ProjectConfig(16, 128, 16, 4, 2))
+    # x once, x_h once, the 4 x 4 weights
+    assert work.dram == 2 * (2 * LONG.elements + 16)
+    # 32 programs of 128 of the 4096 columns, which read the projection's 4 columns of 16 each
+    assert work.l2 == 2 * (2 * LONG.elements + 32 * 4 * 16)
+    assert work.mma == 32 * 2 * (16 * 128 * 16) and work.wgmma == 0
+    # copied and read once: projection [16, 16] and columns [16, 128]; then x_h [16, 128]
+    assert work.shared == 32 * 2 * 2 * (16 * 16 + 16 * 128 + 16 * 128)
+
+
+def test_columns_are_read_again_for_every_tile_of_output_rows() -> None:
+    tall = Shape("tall", 1, 32, 128, 4)
+    one, four = (project_work(tall, "bf16", ProjectConfig(b, 128, 64, 8, 3)) for b in (128, 32))
+    assert four.dram == one.dram
+    assert four.l2 - one.l2 == 2 * 3 * tall.elements
+
+
+def test_a_tile_of_an_image_with_a_long_axis_reads_no_columns() -> None:
+    config = MixConfig(1, 2, 128, 2, 128, 16, 32, 16, 64, 8, 2)
+    work = mix_work(LONG, "bf16", config)
+    weights = 4 * 4 + 4 + 128 * 128 + 128 + 32 * 96 + 32
+    assert work.dram == 2 * (3 * LONG.elements + weights)
+    # x as tile and as rows, x_h, y; two tiles read the channel weights
+    assert work.l2 == 2 * (4 * LONG.elements + 2 * 3 * 32 * 32)
+    # four (tile, channel block) steps: rows [128, 2 * 16] mixed by 128 x 128, then 3 * 16 channels
+    assert work.wgmma == 4 * 2 * (128 * 32 * 128 + 256 * 32 * 48) and work.mma == 0
 
 
 def test_more_tiles_read_more_from_l2_and_nothing_more_from_dram() -> None:

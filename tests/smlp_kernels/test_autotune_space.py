@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smlp.functional import smlp
-from smlp_kernels import autotune_space, compute, launch
+from smlp_kernels import autotune_space, compute, mix_launch, weight_grad_launch
 from smlp_kernels.autotune import MIX, WEIGHT_GRAD, Search
 from smlp_kernels.autotune_space import Chip, Problem
 from smlp_kernels.configs import MixConfig
@@ -74,7 +74,8 @@ def test_every_mix_tile_is_right() -> None:
     y = torch.empty_like(arguments[0])
     for config in space_of(MIX, PROBLEM, CHIP):
         y.fill_(torch.nan)
-        launch.mix_call(*arguments, y, False, CHIP.arch, config).launch(y)
+        (call,) = mix_launch.mix_calls(*arguments, y, False, CHIP.arch, config)
+        call.launch(y)
         assert_close(y, exact, peer, eps=EPS[torch.float32], name=str(config))
 
 
@@ -85,7 +86,7 @@ def test_every_weight_gradient_tile_is_right() -> None:
     x, proj_h, bias_h, proj_w, bias_w, fuse, _ = arguments
     formula(x.double(), *weights).backward(dy.double())
     for config in space_of(WEIGHT_GRAD, PROBLEM, CHIP):
-        partials, calls = launch.weight_grad_calls(
+        partials, calls = weight_grad_launch.weight_grad_calls(
             dy, x, proj_h, bias_h, proj_w, bias_w, fuse, True, True, True, CHIP.arch, config
         )
         for call in calls:

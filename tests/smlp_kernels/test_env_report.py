@@ -25,10 +25,14 @@ def test_versions_are_those_that_run(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_kernels_where_they_run(capsys: pytest.CaptureFixture[str]) -> None:
-    line = path_line(capsys, "--block", "14x14x32", "--dtype", "fp16")
+    line = path_line(capsys, "--block", "20x20x32", "--dtype", "fp16")
     where = "on cuda:0" if HAS_GPU else "in Triton's interpreter"
     assert f"runs on the fused kernels {where}" in line
-    assert "step_h=7, step_w=7" in line  # two tiles of 7 rows, not one of 8 and one of 6
+    assert "step_h=7, step_w=10" in line  # two tiles of 10 columns, not one of 16 and one of 4
+    assert "projection along H" not in line
+    assert "projection along H, before: ProjectConfig(" in path_line(
+        capsys, "--block", "14x65x32", "--dtype", "fp16"
+    )
 
 
 def test_fallback_and_its_reason(

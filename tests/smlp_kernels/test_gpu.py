@@ -71,6 +71,34 @@ def test_stages_at_batch_128(shape: tuple[int, int, int], dtype: torch.dtype) ->
         assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction)
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
+)
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 64, 96), (112, 112, 96), (224, 224, 3), (256, 256, 130), (200, 2, 33), (8, 256, 64),
+     (32, 128, 48), (16, 64, 96), (7, 7, 2048), (9, 9, 1000), (1, 1, 1)],
+    ids=str,
+)  # fmt: skip
+def test_sizes_beyond_the_stages(
+    shape: tuple[int, int, int], dtype: torch.dtype, layout: str
+) -> None:
+    """Long axes, thin images, many channels, channels that no vector load divides."""
+    need_memory(4)
+    arguments = random_arguments(shape, dtype, 3)
+    if layout == "contiguous":
+        arguments[0] = arguments[0].contiguous()
+    dy = torch.randn_like(arguments[0])
+    exact = with_gradients(formula, to_float64(arguments), dy.double())
+    peer = with_gradients(smlp, arguments, dy)
+    actual = with_gradients(fused_smlp, arguments, dy)
+    case = Case(3, *shape)
+    for name, a, e, p in zip(("output", *NAMES), actual, exact, peer, strict=True):
+        reduction = 1 if name == "output" else case.reduction(name)
+        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
 def test_gradcheck(layout: str) -> None:
     arguments = [a.requires_grad_() for a in Case(2, 7, 5, 6).arguments(torch.float64, layout)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smlp.functional import smlp
-from smlp_kernels import fused_smlp, launch, ops
+from smlp_kernels import fused_smlp, launch, mix_launch, ops
 from tests.smlp_kernels.oracle import EPS, NAMES, Case, assert_close, formula, to_float64
 
 Block = Callable[..., Tensor]
@@ -159,7 +159,7 @@ def test_64_bit_offsets_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch)
     dy = Case(2, 14, 9, 18).arguments(torch.float32, seed=1)[0]
     expected = gradients(fused_smlp, arguments, dy)
     monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
-    monkeypatch.setattr(launch, "mix_plan", launch.mix_plan.__wrapped__)
+    monkeypatch.setattr(mix_launch, "mix_plan", mix_launch.mix_plan.__wrapped__)
     for a, b in zip(gradients(fused_smlp, arguments, dy), expected, strict=True):
         assert torch.equal(a, b)
 

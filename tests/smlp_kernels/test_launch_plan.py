@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 SCRIPT = """
+import itertools
 import json
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from smlp_kernels import aot, launch
+from smlp_kernels import aot
+from smlp_kernels.mix_launch import mix_calls
+from smlp_kernels.weight_grad_launch import weight_grad_calls
 
 class Driver:
     def get_current_target(self):
@@ -41,23 +44,23 @@ def ahead_of_time(call):
     return [[kind, constants.get(i, attributes.get(i))] for i, kind in kinds]
 
 rows = []
-for batch in (1, 7, 16, 128):
-    h, w, c = 14, 12, 48
+for batch, size in itertools.product((1, 7, 16, 128), ((14, 12, 48), (72, 8, 48))):
+    h, w, c = size
     x = empty(batch, c, h, w).contiguous(memory_format=torch.channels_last)
     weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
-    forward = launch.mix_call(x, *weights, empty(c), x, False, 90)
+    forward = mix_calls(x, *weights, empty(c), x, False, 90)
     for needed in ((True, True, True), (False, True, False)):
-        _, calls = launch.weight_grad_calls(x, x, *weights, *needed, 90)
-        for call in (forward, *calls):
+        _, calls = weight_grad_calls(x, x, *weights, *needed, 90)
+        for call in (*forward, *calls):
             name = call.plan.kernel.__name__
-            rows.append([name, batch, specialisation(call), ahead_of_time(call)])
+            rows.append([name, batch, h, specialisation(call), ahead_of_time(call)])
 print(json.dumps(rows))
 """
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[list[Any]]:
-    """Kernel, batch size, Triton's specialisation and ours."""
+    """Kernel, batch size, height, Triton's specialisation and ours."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
@@ -66,20 +69,28 @@ def rows() -> list[list[Any]]:
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("kernel", ["mix_kernel", "proj_grad_kernel", "fuse_grad_kernel"])
-def test_no_batch_size_compiles_anew(kernel: str, rows: list[list[Any]]) -> None:
-    found = {batch: json.dumps(key) for name, batch, key, _ in rows if name == kernel}
+@pytest.mark.parametrize(
+    ("kernel", "height"),
+    [
+        *(("mix_kernel", 14), ("proj_grad_kernel", 14), ("fuse_grad_kernel", 14)),
+        *(("project_h_kernel", 72), ("mix_kernel", 72)),  # a long axis
+    ],
+)
+def test_no_batch_size_compiles_anew(kernel: str, height: int, rows: list[list[Any]]) -> None:
+    found = {
+        batch: json.dumps(key) for name, batch, h, key, _ in rows if (name, h) == (kernel, height)
+    }
     assert found.keys() == {1, 7, 16, 128}
     assert len(set(found.values())) == 1
 
 
 def test_wanted_gradients_do_not_compile_anew(rows: list[list[Any]]) -> None:
-    keys = {json.dumps(key) for name, _, key, _ in rows if name == "proj_grad_kernel"}
+    keys = {json.dumps(key) for name, _, h, key, _ in rows if (name, h) == ("proj_grad_kernel", 14)}
     assert len(keys) == 1
 
 
 def test_ahead_of_time_compiles_what_a_launch_does(rows: list[list[Any]]) -> None:
-    for kernel, batch, key, ours in rows:
+    for kernel, batch, height, key, ours in rows:
         # "" is Triton's for a value that 16 does not divide, None for one it does not look at
         triton = [[kind, None if value == "" else value] for kind, value in key]
-        assert ours == triton, (kernel, batch)
+        assert ours == triton, (kernel, batch, height)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smlp.functional import smlp
-from smlp_kernels import compute, fused_smlp, launch
+from smlp_kernels import compute, fused_smlp, launch, mix_launch
 from smlp_kernels.configs import MixConfig
 from tests.smlp_kernels.oracle import (
     DEVICE,
@@ -29,8 +29,9 @@ CASES = [
     Case(1, 13, 11, 17, bias=False),
     Case(2, 8, 32, 12),
     Case(1, 28, 20, 24),
-    Case(1, 70, 9, 3),
-    Case(1, 5, 70, 3),
+    Case(2, 70, 9, 18),  # a long axis: the projection along H is a launch of its own
+    Case(1, 5, 70, 3, bias=False),
+    Case(1, 66, 130, 2),
     Case(1, 56, 56, 5),
     Case(9, 4, 2, 70),
 ]
@@ -59,7 +60,8 @@ def test_tiles_of_whole_images(case: Case, layout: str, dtype: torch.dtype) -> N
     assert tile.holds_images(case.height, case.width)
     arguments = case.arguments(dtype, layout)
     y = torch.full_like(arguments[0], torch.nan)
-    launch.mix_call(*arguments, y, False, launch.arch_of(y), tile).launch(y)
+    (call,) = mix_launch.mix_calls(*arguments, y, False, launch.arch_of(y), tile)
+    call.launch(y)
     assert_close(y, formula(*to_float64(arguments)), smlp(*arguments), eps=EPS[dtype])
 
 
@@ -112,7 +114,9 @@ def test_inputs_are_not_written() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
-@pytest.mark.parametrize("case", [Case(6, 7, 7, 20), Case(3, 14, 9, 18), Case(4, 4, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(6, 7, 7, 20), Case(3, 14, 9, 18), Case(4, 4, 3, 2), Case(2, 3, 66, 3)], ids=str
+)
 def test_bad_values_stay_where_the_formula_has_them(
     case: Case, bad: float, dtype: torch.dtype
 ) -> None:
@@ -132,7 +136,8 @@ def test_64_bit_offsets_give_the_same_result(
     arguments = case.arguments(dtype)
     expected = fused_smlp(*arguments)
     monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
-    monkeypatch.setattr(launch, "mix_plan", launch.mix_plan.__wrapped__)
+    for plan in ("mix_plan", "project_h_plan"):
+        monkeypatch.setattr(mix_launch, plan, getattr(mix_launch, plan).__wrapped__)
     assert torch.equal(fused_smlp(*arguments), expected)
 
 

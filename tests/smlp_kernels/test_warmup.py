@@ -183,6 +183,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from smlp_kernels import FusedSMLPBlock, functional, launch, warmup
+from smlp_kernels.kernels.mix import mix_kernel
+from smlp_kernels.kernels.weight_grad import fuse_grad_kernel, proj_grad_kernel
 
 class Driver:  # of a GPU that is not there
     def get_current_target(self):
@@ -198,7 +200,7 @@ launch.arch_of = lambda x: 90
 launch.on_device_of = lambda x: contextlib.nullcontext()
 block = FusedSMLPBlock(14, 14, 64, dtype=torch.bfloat16)
 report = warmup(block, (7, 64, 14, 14), memory_format=torch.channels_last)
-kernels = (launch.mix_kernel, launch.proj_grad_kernel, launch.fuse_grad_kernel)
+kernels = (mix_kernel, proj_grad_kernel, fuse_grad_kernel)
 binaries = [b for kernel in kernels for b in kernel.device_caches[0][0].values()]
 print(report.kernels, len(binaries), all(b.asm["cubin"] for b in binaries))
 warmup(block, (128, 64, 14, 14), memory_format=torch.channels_last)
