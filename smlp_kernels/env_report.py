@@ -24,7 +24,7 @@ from smlp_kernels.configs import (
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
 
-PACKAGES = ("smlp", "torch", "triton", "einops", "numpy")
+PACKAGES = ("smlp", "triton", "einops", "numpy")
 VARIABLES = (
     "SMLP_KERNELS_DISABLE",
     "SMLP_KERNELS_AUTOTUNE",
@@ -45,6 +45,7 @@ TYPES = {
 def environment() -> list[tuple[str, str]]:
     """Name and value of everything about this machine that a bug report needs."""
     lines = [("python", platform.python_version()), ("platform", platform.platform())]
+    lines.append(("torch", torch.__version__))  # with its build, which the package's own leaves out
     for package in PACKAGES:
         try:
             lines.append((package, importlib.metadata.version(package)))

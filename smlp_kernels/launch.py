@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 INT32_MAX = 2**31 - 1
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # fixed when the kernels are imported
 
-
 Strides = tuple[int, ...]
 
 

@@ -72,9 +72,7 @@ def test_stages_at_batch_128(shape: tuple[int, int, int], dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(
     "shape",
     [(64, 64, 96), (112, 112, 96), (224, 224, 3), (256, 256, 130), (200, 2, 33), (8, 256, 64),

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from smlp_kernels import FusedSMLPBlock, fused_smlp
-from smlp_kernels.configs import DTYPES, MAX_CHANNELS, MAX_SIZE, mix_config
+from smlp_kernels.configs import (
+    DTYPES,
+    MAX_CHANNELS,
+    MAX_SIZE,
+    has_long_axis,
+    mix_config,
+    project_config,
+)
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
 
 GRID_LIMIT = 2**31 - 1  # of axis x
@@ -25,8 +32,10 @@ def test_memory_ends_before_the_grid_does(dtype: torch.dtype) -> None:
     for height, width, c, arch in itertools.product(sizes, sizes, channels, (80, 90)):
         image = 2 * c * height * width * dtype.itemsize  # bytes, with its output
         batch = int((141e9 if c == 1 else 288e9) / image)
-        programs = mix_config(height, width, c, dtype, arch).programs(batch, height, width, c)
-        assert programs <= GRID_LIMIT, (height, width, c, arch, batch)
+        before = [project_config] if has_long_axis(height, width) else []
+        for config in (*before, mix_config):
+            programs = config(height, width, c, dtype, arch).programs(batch, height, width, c)
+            assert programs <= GRID_LIMIT, (config, height, width, c, arch, batch)
 
 
 # H, W or C of 1, one image, primes: sizes at which strides and tiles degenerate.
