@@ -75,11 +75,12 @@ class Case:
         without_bias = (weights[0], None, weights[2], None, weights[4], None)
         *before, forward = mix_calls(x, *weights, empty(c), x, False, self.arch)
         calls = {
-            **dict(zip(["projection along H"], before, strict=False)),
             "forward": forward,
             "projection gradients": proj_grad_call(config, x, x, weights[4], partial_h, partial_w),
             "fuse gradient": fuse_grad_call(config, x, x, *weights[:4], partial_fuse),
         }
+        if before:  # where an axis is long
+            calls["projection along H"] = before[0]
         if self.arch in IN_FULL:  # the forward kernel again, without biases, weights transposed
             calls["input gradient"] = mix_calls(x, *without_bias, x, True, self.arch)[-1]
         return calls

@@ -177,6 +177,8 @@ MIX_TABLE = (
     MixRow(None, "float32", None, 64, 1, 8, 8, 16, 64, 16, 8, 2),
     MixRow(None, "float64", None, 64, 1, 4, 8, 16, 32, 16, 4, 1),
 )
+# Where an axis is long, the projection along H is there already, and wide tiles read a row least
+# often. These two tables follow from that; no other tiles were compared with them.
 LONG_MIX_TABLE = (
     # chip  kind       layout  H, W   images x tile  block_c n   k  warps, stages
     MixRow(90, "16-bit", None, 256, 1, 2, 128, 32, 128, 64, 8, 2),
