@@ -1,20 +1,24 @@
 """Predicted times of the shipped kernels, from counted work and the rates of a chip::
 
-    python -m benchmarks.model [--shapes stages] [--dtype bf16] [--pass inference]
+    python -m benchmarks.model [--shapes stages] [--dtype bf16] [--pass inference] [--chip H200]
 
 A prediction is the largest of a launch's terms (see :mod:`benchmarks.traffic`), each its total over
-the whole chip's rate; a pass adds up its launches. Nothing is charged for latency, waves, fill or
-launch gaps, so measurements are expected to lie above; which term is largest says what to change
-first. Compare tiles with :func:`predict`, whose configuration may be any.
+the whole chip's rate; a pass adds up its launches. Programs run one on each SM at a time, as the
+registers of the shipped tiles for sm_90 leave room for no second, so that all terms but that of
+DRAM grow by what the last wave leaves idle. Nothing is charged for latency, fill or launch gaps, so
+measurements are expected to lie above; which term is largest says what to change first. Compare
+tiles with :func:`predict`, whose configuration may be any.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from benchmarks import shapes
 from benchmarks.roofline import PASSES, Ceilings, floor_us
 from benchmarks.shapes import DTYPES, LAYOUTS, Shape
+from benchmarks.summary import geometric_mean
 from benchmarks.traffic import Work, fuse_grad_work, mix_work, proj_grad_work, project_work
 from smlp_kernels.configs import (
     MixConfig,
@@ -34,6 +38,7 @@ class Chip:
     """Rates of a whole chip, per second.
 
     Attributes:
+        sms: how many there are.
         dram: bytes, of a large copy.
         l2: bytes between L2 and all SMs.
         shared: bytes of all SMs' shared memory.
@@ -42,6 +47,7 @@ class Chip:
         instructions: warp instructions of all schedulers.
     """
 
+    sms: int
     dram: float
     l2: float
     shared: float
@@ -55,12 +61,13 @@ class Chip:
         return replace(self, dram=ceilings.copy_bytes_per_s, matrix=matrix)
 
 
-_SMS, _HERTZ = 132, 1.755e9  # H200 SXM; the clock is that of a long matrix product, below the boost
-# Datasheet: 4.8 TB/s, 989 TFLOP/s bf16 and fp16, 495 tf32, 67 fp32 without tensor cores. Large
-# copies reach about 0.9 of the former and large products 0.8 of the latter. L2: H100s were measured
-# at 5.5 to 7 TB/s. Shared memory: 128 bytes per clock and SM; instructions: 4 per clock and SM.
-# mma.sync: 62.9 % of the peak on average (arXiv 2402.13499).
+_SMS, _HERTZ = 132, 1.755e9  # SXM; the clock is that of a long matrix product, below the boost
+# Datasheet of the H200: 4.8 TB/s, 989 TFLOP/s bf16 and fp16, 495 tf32, 67 fp32 without tensor
+# cores. Large copies reach about 0.9 of the former and large products 0.8 of the latter. L2: H100s
+# were measured at 5.5 to 7 TB/s. Shared memory: 128 bytes per clock and SM; instructions: 4 per
+# clock and SM. mma.sync: 62.9 % of the peak on average (arXiv 2402.13499).
 H200 = Chip(
+    sms=_SMS,
     dram=0.9 * 4.8e12,
     l2=5.5e12,
     shared=128 * _SMS * _HERTZ,
@@ -68,6 +75,9 @@ H200 = Chip(
     mma=0.629,
     instructions=4 * _SMS * _HERTZ,
 )
+# The same chip with less memory: 3.35 TB/s.
+H100 = replace(H200, dram=0.9 * 3.35e12)
+CHIPS = {"H200": H200, "H100": H100}
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,8 @@ class Prediction:
         return max(self.terms, key=self.terms.__getitem__)
 
 
-def time_of(name: str, work: Work, dtype: str, chip: Chip) -> Prediction:
-    """What each part of the chip needs for ``work``.
+def time_of(name: str, work: Work, programs: int, dtype: str, chip: Chip) -> Prediction:
+    """What each part of the chip needs for ``work``, shared out among ``programs``.
 
     Raises:
         ValueError: for a dtype that ``chip`` has no rate for.
@@ -98,12 +108,14 @@ def time_of(name: str, work: Work, dtype: str, chip: Chip) -> Prediction:
     matrix = chip.matrix[dtype]
     # IEEE float32 has no matrix instructions, so no slower kind of them either
     mma = matrix if dtype == "fp32" else chip.mma * matrix
+    waves = programs / chip.sms
+    idle = ceil(waves) / waves
     seconds = {
         "DRAM": work.dram / chip.dram,
-        "L2": work.l2 / chip.l2,
-        "shared memory": work.shared / chip.shared,
-        "tensor cores": work.wgmma / matrix + work.mma / mma,
-        "issue slots": work.instructions / chip.instructions,
+        "L2": idle * work.l2 / chip.l2,
+        "shared memory": idle * work.shared / chip.shared,
+        "tensor cores": idle * (work.wgmma / matrix + work.mma / mma),
+        "issue slots": idle * work.instructions / chip.instructions,
     }
     return Prediction(name, {term: 1e6 * value for term, value in seconds.items()})
 
@@ -125,16 +137,21 @@ def predict(
         layout: of x and y; the weight gradients' traffic is counted for channels_last.
         chip: the rates.
     """
+    batch, channels, height, width = shape.batch, shape.channels, shape.height, shape.width
     if isinstance(config, MixConfig):
-        work = {"mix": mix_work(shape, dtype, config, layout)}
+        programs = config.programs(batch, height, width, channels)
+        launches = [("mix", mix_work(shape, dtype, config, layout), programs)]
     elif isinstance(config, ProjectConfig):
-        work = {"projection along H": project_work(shape, dtype, config, layout)}
+        programs = config.programs(batch, height, width, channels)
+        launches = [("projection along H", project_work(shape, dtype, config, layout), programs)]
     else:
-        work = {
-            "projection gradients": proj_grad_work(shape, dtype, config),
-            "fuse gradient": fuse_grad_work(shape, dtype, config),
-        }
-    return [time_of(name, counted, dtype, chip) for name, counted in work.items()]
+        proj_programs = config.proj_splits * sum(config.proj_blocks(height, width))
+        fuse_programs = 3 * config.fuse_tiles(channels) * config.fuse_splits(channels)
+        launches = [
+            ("projection gradients", proj_grad_work(shape, dtype, config), proj_programs),
+            ("fuse gradient", fuse_grad_work(shape, dtype, config), fuse_programs),
+        ]
+    return [time_of(name, work, programs, dtype, chip) for name, work, programs in launches]
 
 
 def forward_configs(
@@ -189,25 +206,31 @@ def main_bound(predictions: Sequence[Prediction]) -> str:
 
 
 def table(
-    chosen: Sequence[Shape], pass_: str, dtype: str, layout: str, chip: Chip = H200
+    chosen: Sequence[Shape], pass_: str, dtype: str, layout: str, name: str = "H200"
 ) -> list[str]:
-    """One line per launch with every term, and one per shape with the sum and the floor."""
+    """One line per launch with every term, one per shape with the sum and the floor, and shares."""
+    chip = CHIPS[name]
     ceilings = Ceilings(chip.dram, chip.matrix, "the model's chip")
     terms = ("DRAM", "L2", "shared memory", "tensor cores", "issue slots")
     lines = [
-        f"PREDICTIONS of a model, not measurements: {pass_}, {dtype}, {layout}, sm_90; us",
+        f"PREDICTIONS of a model, not measurements: {pass_}, {dtype}, {layout}, {name}; us",
         f"{'shape':<14} {'launch':<21} " + " ".join(f"{term:>13}" for term in terms) + "    total",
     ]
+    shares = []
     for shape in chosen:
         found = predict_pass(shape, pass_, dtype, layout=layout, chip=chip)
         for launch in found:
             cells = " ".join(f"{launch.terms[term]:>13.1f}" for term in terms)
             lines.append(f"{shape.name:<14} {launch.name:<21} {cells} {launch.us:>8.1f}")
         total, floor = predicted_us(found), floor_us(shape, pass_, dtype, ceilings)
+        shares.append(floor / total)
         lines.append(
             f"{shape.name:<14} {total:.1f} us, {floor / total:.0%} of a floor of {floor:.1f} us; "
             f"bound by {main_bound(found)}"
         )
+    lines.append(
+        f"share of the floor: geometric mean {geometric_mean(shares):.0%}, worst {min(shares):.0%}"
+    )
     return lines
 
 
@@ -217,12 +240,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument("--layout", default="channels_last", choices=list(LAYOUTS))
     parser.add_argument("--pass", dest="pass_", default="inference", choices=PASSES)
+    parser.add_argument("--chip", default="H200", choices=list(CHIPS))
     arguments = parser.parse_args()
     try:
         chosen = shapes.select(arguments.shapes.split(","))
     except ValueError as reason:
         raise SystemExit(str(reason)) from None
-    print("\n".join(table(chosen, arguments.pass_, arguments.dtype, arguments.layout)))
+    print(
+        "\n".join(table(chosen, arguments.pass_, arguments.dtype, arguments.layout, arguments.chip))
+    )
 
 
 if __name__ == "__main__":

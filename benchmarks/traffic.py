@@ -173,22 +173,22 @@ def proj_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
     size, c = itemsize(dtype), shape.channels
     blocks_o, blocks_c = ceil(c / config.proj_block_o), ceil(c / config.proj_block_c)
     padded_o, padded_c = blocks_o * config.proj_block_o, blocks_c * config.proj_block_c
-    positions = config.positions(shape.height, shape.width)
+    rows = config.proj_rows
+    tile_of = config.proj_tile(shape.height, shape.width)
     total = Work()
     for axis, others in ((shape.height, shape.width), (shape.width, shape.height)):
-        blocks = ceil(axis / positions)
-        tiles = blocks**2 * ceil(shape.batch * others / (config.rows // positions))
+        blocks = ceil(axis / tile_of.positions)
+        tiles = blocks**2 * ceil(shape.batch * others / tile_of.lines)
         reads = (blocks * shape.elements * (blocks_c + 1) + tiles * c * c) * size
         # dy for every block of x's channels, F, x
-        copied = size * (config.rows * padded_o * blocks_c + padded_o * padded_c)
-        copied += size * config.rows * padded_c
+        copied = size * (rows * padded_o * blocks_c + padded_o * padded_c)
+        copied += size * rows * padded_c
         steps = blocks_c * (blocks_o + 1) + 1
         tile = loop_work(config, copied, steps)
-        tile += product(config.rows, padded_c, padded_o) + product(
-            config.rows, config.rows, padded_c
-        )
+        tile += product(rows, padded_c, padded_o) + product(rows, rows, padded_c)
         total += tile.times(tiles)
-        splits = min(config.proj_splits, config.tiles(shape.batch, shape.height, shape.width))
+        tiles = tile_of.tiles(shape.batch, shape.height, shape.width)
+        splits = min(config.proj_splits, tiles)
         total += _partial_sums(splits, axis * (axis + 1))
         total += Work(l2=reads)
     return total + Work(dram=(2 * shape.elements + c * c * 2) * size)
@@ -203,13 +203,14 @@ def fuse_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
     """One launch of ``fuse_grad_kernel``, three branches.
 
     Every tile of dF reads its channels of dy and x; the two mixed branches mix x again for every
-    tile of output channels, by a product with one copy of the projection per line on its diagonal.
+    tile of output channels.
     """
-    size, c, rows = itemsize(dtype), shape.channels, config.rows
+    size, c = itemsize(dtype), shape.channels
     blocks_o, blocks_c = ceil(c / config.fuse_block_o), ceil(c / config.fuse_block_c)
     block_o, block_c = config.fuse_block_o, config.fuse_block_c
-    positions = config.positions(shape.height, shape.width)
-    lines = rows // positions
+    lines, positions = tile_of = config.fuse_tile(shape.height, shape.width)
+    rows = lines * positions
+    summed = max(MMA_ROWS, positions)  # positions of x a step
     total = Work()
     for axis, others, mixes in (
         (shape.height, shape.width, True),
@@ -217,18 +218,19 @@ def fuse_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
         (shape.width, shape.height, False),
     ):
         blocks = ceil(axis / positions)
-        tiles = blocks_o * blocks_c * ceil(shape.batch * others / lines) * blocks
-        reads = shape.elements * (blocks_c + blocks_o * (blocks if mixes else 1)) * size
         mixed = blocks if mixes else 0
-        # dy and x; mixing copies the projection for each block as well
-        copied = size * rows * (block_o + block_c * max(1, mixed) + rows * mixed)
+        tiles = blocks_o * blocks_c * ceil(shape.batch * others / lines) * blocks
+        reads = shape.elements * (blocks_c + blocks_o * max(1, mixed)) * size
+        # dy, and x as it is or in lines with a block of the projection
+        x = mixed * summed * (lines * block_c + positions) if mixes else rows * block_c
+        copied = size * (rows * block_o + x)
         tile = loop_work(config, copied, 1 + max(1, mixed)) + product(block_o, block_c, rows)
         if mixes:
-            reads += tiles * blocks * lines * min(positions, axis) ** 2 * size
-            tile += product(rows, block_c, rows).times(blocks)
+            reads += tiles * blocks * min(positions, axis) ** 2 * size
+            tile += product(positions, lines * block_c, summed).times(blocks)
             tile += Work(shared=2 * size * rows * block_c)  # mixed, to be the right operand
         total += tile.times(tiles) + Work(l2=reads)
-    splits = min(config.fuse_splits(c), config.tiles(shape.batch, shape.height, shape.width))
+    splits = min(config.fuse_splits(c), tile_of.tiles(shape.batch, shape.height, shape.width))
     total += _partial_sums(splits, c * (3 * c + 1))
     return total + Work(dram=2 * shape.elements * size)
 

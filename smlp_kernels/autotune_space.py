@@ -7,9 +7,9 @@ import torch
 import triton
 
 from smlp_kernels import configs
-from smlp_kernels.configs import MixConfig, WeightGradConfig, block_of, even_step
+from smlp_kernels.configs import MixConfig, WeightGradConfig, block_of, even_step, width_of
 
-ACCUMULATORS = 128  # 32-bit registers of a thread, of 255
+ACCUMULATORS = 192  # 32-bit registers of a thread, of 255
 WARPS = (4, 8)
 STAGES = (1, 2, 3, 4)
 ROWS = (16, 32, 64, 128)  # of a tile of the weight gradient
@@ -61,7 +61,7 @@ def shipped_weight_grad(problem: Problem, chip: Chip) -> WeightGradConfig:
 def mix_fits(config: MixConfig, problem: Problem, chip: Chip) -> bool:
     """Whether the kernel could compile and run well with this tile; compiling tells for sure."""
     c, p = config, problem
-    sizes = (c.images, c.tile_h, c.tile_w, c.block_c, c.block_n, c.block_h, c.block_w)
+    sizes = (c.images, c.tile_h, c.tile_w, c.block_c, c.block_h, c.block_w)
     if not (all(map(is_power_of_two, sizes)) and c.num_warps in WARPS and c.num_stages in STAGES):
         return False
     covers = (
@@ -69,7 +69,7 @@ def mix_fits(config: MixConfig, problem: Problem, chip: Chip) -> bool:
         and c.tile_w <= triton.next_power_of_2(p.width)
         and (c.step_h, c.step_w) == (even_step(p.height, c.tile_h), even_step(p.width, c.tile_w))
         and 16 <= c.block_c <= block_of(p.channels, c.block_c)
-        and 16 <= c.block_n <= block_of(p.channels, c.block_n)
+        and is_width(c.block_n, p.channels)
         and 16 <= c.block_h <= block_of(p.height, c.block_h)
         and 16 <= c.block_w <= block_of(p.width, c.block_w)
     )
@@ -91,16 +91,19 @@ def mix_fits(config: MixConfig, problem: Problem, chip: Chip) -> bool:
 def weight_grad_fits(config: WeightGradConfig, problem: Problem, chip: Chip) -> bool:
     """As :func:`mix_fits`, for the kernels of the weight gradient."""
     c, p = config, problem
-    blocks = (c.proj_block_o, c.proj_block_c, c.fuse_block_o, c.fuse_block_c)
+    blocks = (c.proj_block_o, c.proj_block_c, c.fuse_block_o)
     if not all(is_power_of_two(b) and 16 <= b <= block_of(p.channels, b) for b in blocks):
         return False
-    if not (c.rows in ROWS and c.num_warps in WARPS and c.num_stages in STAGES):
+    if not is_width(c.fuse_block_c, p.channels):
         return False
-    proj = c.rows * (c.rows + c.proj_block_c)
-    fuse = c.fuse_block_c * (c.rows + c.fuse_block_o)
+    rows_fit = c.proj_rows in ROWS and c.fuse_rows in ROWS
+    if not (rows_fit and c.num_warps in WARPS and c.num_stages in STAGES):
+        return False
+    proj = c.proj_rows * (c.proj_rows + c.proj_block_c)
+    fuse = c.fuse_block_c * (c.fuse_rows + c.fuse_block_o)
     # at least one buffer of what a step of the innermost loop loads
-    proj_loads = c.proj_block_o * (c.rows + c.proj_block_c)
-    fuse_loads = c.rows * (c.rows + c.fuse_block_c)
+    proj_loads = c.proj_block_o * (c.proj_rows + c.proj_block_c)
+    fuse_loads = c.fuse_rows * (c.fuse_block_o + c.fuse_block_c)
     loaded = max(proj_loads, fuse_loads) * p.dtype.itemsize * max(1, c.num_stages - 1)
     return (
         accumulators(max(proj, fuse), p, c.num_warps) <= ACCUMULATORS
@@ -138,7 +141,8 @@ def weight_grad_neighbours(
     c = config
     changes = doubled_or_halved(
         c,
-        *("rows", "proj_block_o", "proj_block_c", "fuse_block_o", "fuse_block_c"),
+        *("proj_rows", "proj_block_o", "proj_block_c"),
+        *("fuse_rows", "fuse_block_o", "fuse_block_c"),
         *("num_warps", "proj_splits", "fuse_programs"),
     )
     near = [dataclasses.replace(c, **change) for change in changes + stages(c)]
@@ -158,6 +162,11 @@ def accumulators(elements: int, problem: Problem, num_warps: int) -> int:
     """32-bit registers that a thread needs for a tile of sums."""
     words = 2 if problem.dtype == torch.float64 else 1
     return elements * words // (32 * num_warps)
+
+
+def is_width(block: int, channels: int) -> bool:
+    """Whether channels can be cut into blocks of this many (:func:`configs.width_of`)."""
+    return block == width_of(block) <= width_of(channels)
 
 
 def is_power_of_two(value: int) -> bool:

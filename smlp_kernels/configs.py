@@ -28,7 +28,7 @@ class MixConfig:
     step_h: int
     step_w: int
     block_c: int  # input channels a step
-    block_n: int  # output channels
+    block_n: int  # output channels, a width
     block_h: int  # rows of a column taken by one mixing product
     block_w: int
     num_warps: int
@@ -61,39 +61,52 @@ class ProjectConfig:
         return batch * lines * triton.cdiv(height, self.block_h)
 
 
-@dataclass(frozen=True)
-class WeightGradConfig:
-    """Tiles of the weight-gradient kernels: rows = lines x positions, channels in blocks."""
+class LineTile(NamedTuple):
+    """The rows of a tile of the weight-gradient kernels: lines x positions, on either axis."""
 
-    rows: int
-    proj_block_o: int  # channels of dy a step of proj_grad_kernel
-    proj_block_c: int  # channels of x a step of proj_grad_kernel
-    fuse_block_o: int  # tile of dF of fuse_grad_kernel
-    fuse_block_c: int
-    num_warps: int
-    num_stages: int
-    proj_splits: int = 128  # partial sums of an axis projection's gradient
-    fuse_programs: int = 384  # programs of fuse_grad_kernel, about; sets its number of partial sums
-
-    def positions(self, height: int, width: int) -> int:
-        """Positions of a tile, on either axis: one body of a kernel serves both."""
-        return min(self.rows, triton.next_power_of_2(max(height, width)))
-
-    def lines(self, height: int, width: int) -> int:
-        """Lines of a tile."""
-        return self.rows // self.positions(height, width)
+    lines: int
+    positions: int
 
     def tiles(self, batch: int, height: int, width: int) -> int:
         """Tiles along the axis that has more of them."""
-        lines, positions = self.lines(height, width), self.positions(height, width)
         return max(
-            triton.cdiv(batch * width, lines) * triton.cdiv(height, positions),
-            triton.cdiv(batch * height, lines) * triton.cdiv(width, positions),
+            triton.cdiv(batch * width, self.lines) * triton.cdiv(height, self.positions),
+            triton.cdiv(batch * height, self.lines) * triton.cdiv(width, self.positions),
         )
+
+
+@dataclass(frozen=True)
+class WeightGradConfig:
+    """Tiles of the weight-gradient kernels: rows of lines and positions, channels in blocks."""
+
+    proj_rows: int
+    proj_block_o: int  # channels of dy a step of proj_grad_kernel
+    proj_block_c: int  # channels of x a step of proj_grad_kernel
+    fuse_rows: int
+    fuse_block_o: int  # tile of dF of fuse_grad_kernel
+    fuse_block_c: int  # a width
+    num_warps: int
+    num_stages: int
+    proj_splits: int = 128  # partial sums of an axis projection's gradient
+    # programs of fuse_grad_kernel at most, where dF has fewer tiles; sets its number of partial
+    # sums. Three for each SM of an H100.
+    fuse_programs: int = 396
+
+    def proj_tile(self, height: int, width: int) -> LineTile:
+        """Of ``proj_grad_kernel``."""
+        return line_tile(self.proj_rows, height, width)
+
+    def fuse_tile(self, height: int, width: int) -> LineTile:
+        """Of ``fuse_grad_kernel``, whose products sum over 16 positions at least.
+
+        More lines of shorter axes would take registers for what only fills up the 16.
+        """
+        positions = triton.next_power_of_2(max(height, width))
+        return line_tile(min(self.fuse_rows, max(16, 8 * positions)), height, width)
 
     def proj_blocks(self, height: int, width: int) -> tuple[int, int]:
         """Blocks of the gradients of proj_h and proj_w: pairs of blocks of positions."""
-        positions = self.positions(height, width)
+        positions = self.proj_tile(height, width).positions
         return triton.cdiv(height, positions) ** 2, triton.cdiv(width, positions) ** 2
 
     def fuse_tiles(self, channels: int) -> int:
@@ -102,7 +115,7 @@ class WeightGradConfig:
 
     def fuse_splits(self, channels: int) -> int:
         """Partial sums of dF."""
-        return triton.cdiv(self.fuse_programs, 3 * self.fuse_tiles(channels))
+        return max(1, self.fuse_programs // (3 * self.fuse_tiles(channels)))
 
 
 class MixRow(NamedTuple):
@@ -150,16 +163,16 @@ class WeightGradRow(NamedTuple):
 # blocks of the summed axis and more warps. Channels-first loads take more registers for addresses.
 MIX_TABLE = (
     # chip  kind       layout  H, W   images x tile  block_c n   k  warps, stages
-    MixRow(90, "16-bit", True, 8, 4, 8, 8, 16, 128, 64, 8, 2),
-    MixRow(90, "16-bit", True, 16, 1, 16, 16, 32, 128, 64, 8, 3),
-    MixRow(90, "16-bit", True, 32, 1, 8, 16, 16, 256, 64, 8, 2),
+    MixRow(90, "16-bit", True, 8, 4, 8, 8, 16, 160, 64, 8, 2),
+    MixRow(90, "16-bit", True, 16, 1, 16, 16, 32, 160, 64, 8, 3),
+    MixRow(90, "16-bit", True, 32, 1, 16, 16, 16, 192, 64, 8, 2),
     MixRow(90, "16-bit", True, 64, 1, 16, 16, 16, 128, 64, 8, 2),
     MixRow(90, "16-bit", False, 8, 2, 8, 8, 16, 256, 16, 8, 2),
-    MixRow(90, "16-bit", False, 16, 1, 16, 16, 16, 128, 64, 8, 2),
+    MixRow(90, "16-bit", False, 16, 1, 16, 16, 16, 160, 64, 8, 2),
     MixRow(90, "16-bit", False, 32, 1, 8, 16, 16, 256, 64, 8, 2),
     MixRow(90, "16-bit", False, 64, 1, 8, 16, 16, 128, 64, 8, 2),
-    MixRow(90, "tf32", True, 8, 4, 8, 8, 16, 128, 16, 8, 2),
-    MixRow(90, "tf32", True, 16, 1, 16, 16, 16, 128, 16, 8, 3),
+    MixRow(90, "tf32", True, 8, 4, 8, 8, 16, 160, 16, 8, 2),
+    MixRow(90, "tf32", True, 16, 1, 16, 16, 16, 160, 16, 8, 3),
     MixRow(90, "tf32", True, 32, 1, 8, 16, 16, 256, 32, 8, 2),
     MixRow(90, "tf32", True, 64, 1, 16, 8, 16, 128, 64, 8, 2),
     MixRow(90, "tf32", False, 8, 2, 8, 8, 16, 128, 16, 8, 2),
@@ -175,7 +188,7 @@ MIX_TABLE = (
     MixRow(None, "tf32", True, 64, 1, 8, 8, 16, 64, 16, 8, 2),
     MixRow(None, "tf32", False, 64, 1, 8, 8, 16, 64, 32, 8, 2),
     MixRow(None, "float32", None, 64, 1, 8, 8, 16, 64, 16, 8, 2),
-    MixRow(None, "float64", None, 64, 1, 4, 8, 16, 32, 16, 4, 1),
+    MixRow(None, "float64", None, 64, 1, 4, 8, 16, 32, 16, 8, 1),
 )
 # Where an axis is long, the projection along H is there already, and wide tiles read a row least
 # often. These two tables follow from that; no other tiles were compared with them.
@@ -196,16 +209,16 @@ PROJECT_TABLE = (
     ProjectRow(None, "float64", None, ProjectConfig(32, 64, 16, 8, 1)),
 )
 WEIGHT_GRAD_TABLE = (
-    # chip  kind     layout                  rows  proj o, c   fuse o, c   warps, stages
-    WeightGradRow(90, "16-bit", True, WeightGradConfig(128, 32, 128, 128, 128, 8, 2)),
-    WeightGradRow(90, "tf32", True, WeightGradConfig(64, 16, 64, 128, 128, 8, 2)),
-    WeightGradRow(100, "16-bit", True, WeightGradConfig(64, 16, 64, 64, 64, 8, 2)),
-    WeightGradRow(100, "16-bit", False, WeightGradConfig(64, 32, 128, 32, 64, 8, 2)),
-    WeightGradRow(None, "16-bit", True, WeightGradConfig(64, 32, 64, 64, 64, 8, 2)),
-    WeightGradRow(None, "16-bit", False, WeightGradConfig(64, 16, 64, 64, 64, 8, 2)),
-    WeightGradRow(None, "tf32", None, WeightGradConfig(64, 16, 32, 32, 32, 8, 2)),
-    WeightGradRow(None, "float32", None, WeightGradConfig(64, 16, 16, 32, 32, 8, 2)),
-    WeightGradRow(None, "float64", None, WeightGradConfig(32, 16, 16, 32, 32, 8, 1)),
+    # chip  kind     layout        rows of proj, o, c, of fuse, o, c, warps, stages
+    WeightGradRow(90, "16-bit", True, WeightGradConfig(128, 32, 128, 64, 128, 192, 8, 3)),
+    WeightGradRow(90, "tf32", True, WeightGradConfig(64, 16, 64, 64, 128, 128, 8, 2)),
+    WeightGradRow(100, "16-bit", True, WeightGradConfig(64, 16, 64, 64, 64, 64, 8, 2)),
+    WeightGradRow(100, "16-bit", False, WeightGradConfig(64, 32, 128, 64, 32, 64, 8, 2)),
+    WeightGradRow(None, "16-bit", True, WeightGradConfig(64, 32, 64, 64, 64, 32, 8, 2)),
+    WeightGradRow(None, "16-bit", False, WeightGradConfig(64, 16, 64, 64, 64, 32, 8, 2)),
+    WeightGradRow(None, "tf32", None, WeightGradConfig(64, 16, 32, 64, 32, 32, 8, 2)),
+    WeightGradRow(None, "float32", None, WeightGradConfig(64, 16, 16, 64, 32, 32, 8, 2)),
+    WeightGradRow(None, "float64", None, WeightGradConfig(32, 16, 16, 32, 32, 32, 8, 1)),
 )
 
 
@@ -218,6 +231,12 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     return "16-bit"
 
 
+def line_tile(rows: int, height: int, width: int) -> LineTile:
+    """The tile of this many rows: one body of a kernel, and so one tile, serves both axes."""
+    positions = min(rows, triton.next_power_of_2(max(height, width)))
+    return LineTile(rows // positions, positions)
+
+
 def even_step(size: int, tile: int) -> int:
     """Positions of a tile to use so that all tiles along ``size`` share the work evenly."""
     return triton.cdiv(size, triton.cdiv(size, tile))
@@ -226,6 +245,23 @@ def even_step(size: int, tile: int) -> int:
 def block_of(size: int, most: int) -> int:
     """The smallest power of two that holds ``size``, from 16 (a product's least) to ``most``."""
     return min(most, max(16, triton.next_power_of_2(size)))
+
+
+def pieces_of(width: int) -> tuple[int, int]:
+    """The largest power of two in a width, and the rest, itself a power of two or 0."""
+    largest = 1 << width.bit_length() - 1
+    return largest, width - largest
+
+
+def width_of(size: int) -> int:
+    """The least number that holds ``size`` and is one or two powers of two, each 16 or more."""
+    largest, rest = pieces_of(max(16, size))
+    return largest + (max(16, triton.next_power_of_2(rest)) if rest else 0)
+
+
+def even_width(size: int, most: int) -> int:
+    """The width of tiles along ``size`` that share it evenly, each ``most`` or less."""
+    return width_of(even_step(size, most))
 
 
 def applies(
@@ -287,7 +323,7 @@ def mix_config(
         step_h=even_step(height, tile_h),
         step_w=even_step(width, tile_w),
         block_c=row.block_c,
-        block_n=block_of(channels, row.block_n),
+        block_n=even_width(channels, row.block_n),
         block_h=block_of(height, row.block_k),
         block_w=block_of(width, row.block_k),
         num_warps=row.num_warps,
@@ -334,5 +370,5 @@ def weight_grad_config(
         proj_block_o=block_of(channels, config.proj_block_o),
         proj_block_c=block_of(channels, config.proj_block_c),
         fuse_block_o=block_of(channels, config.fuse_block_o),
-        fuse_block_c=block_of(channels, config.fuse_block_c),
+        fuse_block_c=even_width(channels, config.fuse_block_c),
     )

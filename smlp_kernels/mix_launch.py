@@ -10,6 +10,7 @@ from smlp_kernels.configs import (
     ProjectConfig,
     has_long_axis,
     mix_config,
+    pieces_of,
     project_config,
 )
 from smlp_kernels.kernels.mix import mix_kernel
@@ -84,6 +85,7 @@ def mix_plan(
     batch, channels, height, width = shape
     channels_last = x_strides[1] == 1
     config = config or mix_config(height, width, channels, dtype, arch, precision, channels_last)
+    block_n, rest_n = pieces_of(config.block_n)
     h_out, h_in, w_out, w_in, f_branch, f_out, f_in = weight_strides
     if transposed:
         h_out, h_in, w_out, w_in, f_out, f_in = h_in, h_out, w_in, w_out, f_in, f_out
@@ -104,7 +106,8 @@ def mix_plan(
             "STEP_H": config.step_h,
             "STEP_W": config.step_w,
             "BLOCK_C": config.block_c,
-            "BLOCK_N": config.block_n,
+            "BLOCK_N": block_n,
+            "REST_N": rest_n,
             "BLOCK_H": config.block_h,
             "BLOCK_W": config.block_w,
             "WHOLE": config.holds_images(height, width),

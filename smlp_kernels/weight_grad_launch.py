@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smlp_kernels.configs import WeightGradConfig, weight_grad_config
+from smlp_kernels.configs import LineTile, WeightGradConfig, pieces_of, weight_grad_config
 from smlp_kernels.kernels.weight_grad import fuse_grad_kernel, proj_grad_kernel
 from smlp_kernels.launch import (
     Call,
@@ -42,23 +42,24 @@ def weight_grad_calls(
         input_precision(x.dtype),
         channels_last=x.stride(1) == 1 and dy.stride(1) == 1,
     )
-    # tiles to share out: more partial results than these would be empty
-    tiles = config.tiles(batch, height, width)
-    tiles = tiles if x.numel() else 0
 
-    def partial(splits: int, size: int) -> Tensor:
+    def partial(splits: int, tile: LineTile, size: int) -> Tensor:
+        # more partial results than there are tiles to share out would be empty
+        tiles = tile.tiles(batch, height, width) if x.numel() else 0
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return x.new_empty((min(splits, tiles), size), dtype=dtype)
 
-    partial_h = partial(config.proj_splits, height * (height + 1) if need_proj_h else 0)
-    partial_w = partial(config.proj_splits, width * (width + 1) if need_proj_w else 0)
-    partial_fuse = partial(
-        config.fuse_splits(channels), channels * (3 * channels + 1) if need_fuse else 0
-    )
+    proj_tile, fuse_tile = config.proj_tile(height, width), config.fuse_tile(height, width)
+    size_h = height * (height + 1) if need_proj_h else 0
+    size_w = width * (width + 1) if need_proj_w else 0
+    size_fuse = channels * (3 * channels + 1) if need_fuse else 0
+    partial_h = partial(config.proj_splits, proj_tile, size_h)
+    partial_w = partial(config.proj_splits, proj_tile, size_w)
+    partial_fuse = partial(config.fuse_splits(channels), fuse_tile, size_fuse)
     calls = []
-    if tiles and (need_proj_h or need_proj_w):
+    if x.numel() and (need_proj_h or need_proj_w):
         calls.append(proj_grad_call(config, dy, x, weights[2], partial_h, partial_w))
-    if tiles and need_fuse:
+    if x.numel() and need_fuse:
         calls.append(
             fuse_grad_call(config, dy, x, weights[0], bias_h, weights[1], bias_w, partial_fuse)
         )
@@ -96,7 +97,7 @@ def proj_grad_call(
         programs_h + programs_w,
         (splits, programs_h, batch, *dy.stride(), *x.stride(), *fuse_strides(fuse)),
         {
-            **weight_grad_constants(config, dy, x),
+            **weight_grad_constants(config.proj_tile(height, width), dy, x),
             "BLOCK_O": config.proj_block_o,
             "BLOCK_C": config.proj_block_c,
         },
@@ -117,17 +118,20 @@ def fuse_grad_call(
     partial: Tensor,
 ) -> Call:
     """The call of ``fuse_grad_kernel``."""
-    batch, channels = x.shape[:2]
+    batch, channels, height, width = x.shape
     splits = partial.shape[0]
+    block_c, rest_c = pieces_of(config.fuse_block_c)
     plan = Plan(
         fuse_grad_kernel,
         3 * splits * config.fuse_tiles(channels),
         (splits, batch, *dy.stride(), *x.stride(), *proj_h.stride(), *proj_w.stride()),
         {
-            **weight_grad_constants(config, dy, x),
+            **weight_grad_constants(config.fuse_tile(height, width), dy, x),
             "BLOCK_O": config.fuse_block_o,
-            "BLOCK_C": config.fuse_block_c,
+            "BLOCK_C": block_c,
+            "REST_C": rest_c,
             "HAS_BIAS": bias_h is not None,
+            "CHANNELS_LAST": x.stride(1) == 1,
         },
         config.num_warps,
         config.num_stages,
@@ -135,16 +139,15 @@ def fuse_grad_call(
     return Call(plan, (dy, x, proj_h, bias_h, proj_w, bias_w, partial))
 
 
-def weight_grad_constants(config: WeightGradConfig, dy: Tensor, x: Tensor) -> dict[str, Any]:
+def weight_grad_constants(tile: LineTile, dy: Tensor, x: Tensor) -> dict[str, Any]:
     """Constants that both weight-gradient kernels take."""
     _, channels, height, width = x.shape
-    positions = config.positions(height, width)
     return {
         "CHANNELS": channels,
         "HEIGHT": height,
         "WIDTH": width,
-        "LINES": config.rows // positions,
-        "POSITIONS": positions,
+        "LINES": tile.lines,
+        "POSITIONS": tile.positions,
         "INDEX_64": any_index_64(x.shape, 1, x.stride(), dy.stride()),
         "PRECISION": input_precision(x.dtype),
     }

@@ -28,12 +28,13 @@ def mix_lines(
     line_offsets,  # [LINES * BLOCK_C] offset of position 0 of every (line, channel)
     line_mask,  # [LINES * BLOCK_C]
     stride_position,  # of x along the mixed axis
-    proj_ptr,  # [SIZE, SIZE] out, in
+    proj_ptr,  # [size, size] out, in
     stride_out,
     stride_in,
-    bias_ptr,  # [SIZE]
+    bias_ptr,  # [size]
     outputs,  # [TILE] output positions on the axis
-    SIZE: tl.constexpr,
+    size,  # of the axis
+    END: tl.constexpr,  # of the loop over positions: size, or more
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     INDEX_64: tl.constexpr,
@@ -42,19 +43,19 @@ def mix_lines(
 ):
     """proj[outputs, :] @ x[:, lines] + bias[outputs]: [TILE, LINES * BLOCK_C] in ACC."""
     acc = tl.zeros((outputs.shape[0], line_offsets.shape[0]), ACC)
-    # one step is no loop of the compiled code, and leaves that over channels to be pipelined
-    for start in range(0, SIZE, BLOCK_K):
+    # one step is no loop of the compiled code, and leaves that around it to be pipelined
+    for start in range(0, END, BLOCK_K):
         position = start + tl.arange(0, BLOCK_K)
-        proj = load_matrix(proj_ptr, outputs, position, SIZE, SIZE, stride_out, stride_in)
+        proj = load_matrix(proj_ptr, outputs, position, size, size, stride_out, stride_in)
         if INDEX_64:
             offsets = position.to(tl.int64)[:, None] * stride_position + line_offsets[None, :]
         else:
             offsets = position[:, None] * stride_position + line_offsets[None, :]
-        mask = (position < SIZE)[:, None] & line_mask[None, :]
+        mask = (position < size)[:, None] & line_mask[None, :]
         lines = tl.load(x_ptr + offsets, mask=mask, other=0.0)  # [BLOCK_K, LINES * BLOCK_C]
         acc = tl.dot(proj, lines, acc, out_dtype=ACC, input_precision=PRECISION)
     if HAS_BIAS:
-        acc += tl.load(bias_ptr + outputs, mask=outputs < SIZE, other=0.0).to(ACC)[:, None]
+        acc += tl.load(bias_ptr + outputs, mask=outputs < size, other=0.0).to(ACC)[:, None]
     return acc
 
 
@@ -87,6 +88,62 @@ def split_line_index(
     if CHANNELS_LAST:
         return index // BLOCK_C, index % BLOCK_C
     return index % LINES, index // LINES
+
+
+@triton.jit
+def fuse_branch(
+    x,  # [PIXELS, BLOCK_C]
+    fuse_ptr,  # of the branch: [C, C] out, in
+    c,  # [BLOCK_C] input channels
+    n,  # [BLOCK_N] output channels
+    rest_n,  # [REST_N]
+    acc,  # [PIXELS, BLOCK_N]
+    rest,  # [PIXELS, REST_N]
+    stride_out,
+    stride_in,
+    CHANNELS: tl.constexpr,
+    HAS_REST: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The sums of both blocks of output channels with this branch' part in them."""
+    fuse = load_matrix(fuse_ptr, c, n, CHANNELS, CHANNELS, stride_in, stride_out)
+    acc = tl.dot(x, fuse, acc, out_dtype=ACC, input_precision=PRECISION)
+    if HAS_REST:
+        fuse = load_matrix(fuse_ptr, c, rest_n, CHANNELS, CHANNELS, stride_in, stride_out)
+        rest = tl.dot(x, fuse, rest, out_dtype=ACC, input_precision=PRECISION)
+    return acc, rest
+
+
+@triton.jit
+def store_channels(
+    y_ptr,
+    y_offsets,  # [PIXELS] of channel 0
+    stride_c,
+    pixel_mask,
+    n,  # [BLOCK_N] channels
+    acc,  # [PIXELS, BLOCK_N]
+    bias_ptr,
+    bias_offsets,  # [PIXELS] of channel 0, with BIAS_MAP
+    stride_bias_c,
+    CHANNELS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BIAS_MAP: tl.constexpr,
+    INDEX_64: tl.constexpr,
+):
+    """Add the bias and write a block of output channels."""
+    mask = pixel_mask[:, None] & (n < CHANNELS)[None, :]
+    if HAS_BIAS:
+        if BIAS_MAP:
+            offsets = bias_offsets[:, None] + n[None, :] * stride_bias_c
+            acc += tl.load(bias_ptr + offsets, mask=mask, other=0.0).to(acc.dtype)
+        else:
+            bias = tl.load(bias_ptr + n * stride_bias_c, mask=n < CHANNELS, other=0.0)
+            acc += bias.to(acc.dtype)[None, :]
+    if INDEX_64:
+        n = n.to(tl.int64)
+    offsets = y_offsets[:, None] + n[None, :] * stride_c
+    tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["batch"])  # no batch size compiles anew
@@ -128,7 +185,8 @@ def mix_kernel(
     STEP_H: tl.constexpr,
     STEP_W: tl.constexpr,
     BLOCK_C: tl.constexpr,  # input channels a step
-    BLOCK_N: tl.constexpr,  # output channels of a tile
+    BLOCK_N: tl.constexpr,  # output channels of a tile: a power of two, and another or 0
+    REST_N: tl.constexpr,
     BLOCK_H: tl.constexpr,  # rows of a column taken by one mixing product
     BLOCK_W: tl.constexpr,
     WHOLE: tl.constexpr,  # one tile holds all of an image, and is read once
@@ -147,10 +205,11 @@ def mix_kernel(
     PIXELS: tl.constexpr = IMAGES * TILE_H * TILE_W
     TILES_H: tl.constexpr = (HEIGHT + STEP_H - 1) // STEP_H
     TILES_W: tl.constexpr = (WIDTH + STEP_W - 1) // STEP_W
-    TILES_N: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
+    TILE_N: tl.constexpr = BLOCK_N + REST_N
+    TILES_N: tl.constexpr = (CHANNELS + TILE_N - 1) // TILE_N
 
     pid = tl.program_id(0)
-    n = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_n = (pid % TILES_N) * TILE_N
     pid = pid // TILES_N
     first_w = (pid % TILES_W) * STEP_W
     pid = pid // TILES_W
@@ -188,15 +247,8 @@ def mix_kernel(
     row_h = first_h + row % TILE_H
     row_mask = (row_b < images_left) & (row_h < end_h)
     c = tl.arange(0, BLOCK_C)
-    y_n = n
     if INDEX_64:
-        b, h, w, c, y_n = (
-            b.to(tl.int64),
-            h.to(tl.int64),
-            w.to(tl.int64),
-            c.to(tl.int64),
-            n.to(tl.int64),
-        )
+        b, h, w, c = b.to(tl.int64), h.to(tl.int64), w.to(tl.int64), c.to(tl.int64)
         column_b, column_w = column_b.to(tl.int64), column_w.to(tl.int64)
         row_b, row_h = row_b.to(tl.int64), row_h.to(tl.int64)
         column_c, row_c = column_c.to(tl.int64), row_c.to(tl.int64)
@@ -205,7 +257,10 @@ def mix_kernel(
     row_offsets = row_b * stride_xb + row_h * stride_xh
     y_offsets = b * stride_yb + h * stride_yh + w * stride_yw
 
+    n = first_n + tl.arange(0, BLOCK_N)
     acc = tl.zeros((PIXELS, BLOCK_N), ACC)
+    rest_n = first_n + BLOCK_N + tl.arange(0, max(REST_N, 1))
+    rest = tl.zeros((PIXELS, max(REST_N, 1)), ACC)
     for start in range(0, CHANNELS, BLOCK_C):
         k = start + tl.arange(0, BLOCK_C)
         x = tl.load(
@@ -213,29 +268,59 @@ def mix_kernel(
             mask=pixel_mask[:, None] & (k < CHANNELS)[None, :],
             other=0.0,
         )
-        # [BLOCK_C, BLOCK_N] each; rows beyond CHANNELS are zero
-        fuse_h = load_matrix(fuse_ptr, k, n, CHANNELS, CHANNELS, stride_f_in, stride_f_out)
-        fuse_w = load_matrix(
-            fuse_ptr + stride_f_branch, k, n, CHANNELS, CHANNELS, stride_f_in, stride_f_out
-        )
-        fuse_i = load_matrix(
-            fuse_ptr + 2 * stride_f_branch, k, n, CHANNELS, CHANNELS, stride_f_in, stride_f_out
-        )
-        # mixed along one axis: [TILE_H, columns], [TILE_W, rows]
-        if WHOLE:
-            columns = x.reshape(IMAGES, TILE_H, TILE_W * BLOCK_C).permute(1, 0, 2)
-            x_h = mix_whole_lines(
-                columns.reshape(TILE_H, IMAGES * TILE_W * BLOCK_C),
-                proj_h_ptr,
-                stride_h_out,
-                stride_h_in,
-                bias_h_ptr,
-                tile_h,
-                HEIGHT,
-                HAS_BIAS_H,
-                ACC,
-                PRECISION,
+        # Each branch is mixed, brought to the order of pixels (image, row, column) and fused before
+        # the next: the mixed tile of one at a time is in registers beside the sums.
+        if PROJECTED:
+            x_h = tl.load(
+                x_h_ptr + (y_offsets[:, None] + (start + c)[None, :] * stride_yc),
+                mask=pixel_mask[:, None] & (k < CHANNELS)[None, :],
+                other=0.0,
             )
+        else:
+            if WHOLE:
+                columns = x.reshape(IMAGES, TILE_H, TILE_W * BLOCK_C).permute(1, 0, 2)
+                x_h = mix_whole_lines(
+                    columns.reshape(TILE_H, IMAGES * TILE_W * BLOCK_C),
+                    proj_h_ptr,
+                    stride_h_out,
+                    stride_h_in,
+                    bias_h_ptr,
+                    tile_h,
+                    HEIGHT,
+                    HAS_BIAS_H,
+                    ACC,
+                    PRECISION,
+                )
+            else:
+                x_h = mix_lines(
+                    x_ptr,
+                    column_offsets + (start + column_c) * stride_xc,
+                    column_mask & (start + column_c < CHANNELS),
+                    stride_xh,
+                    proj_h_ptr,
+                    stride_h_out,
+                    stride_h_in,
+                    bias_h_ptr,
+                    tile_h,
+                    HEIGHT,
+                    HEIGHT,
+                    BLOCK_H,
+                    HAS_BIAS_H,
+                    INDEX_64,
+                    ACC,
+                    PRECISION,
+                )
+            x_h = x_h.to(dtype)  # [TILE_H, columns]
+            if WHOLE or CHANNELS_LAST:
+                x_h = x_h.reshape(TILE_H, IMAGES, TILE_W * BLOCK_C).permute(1, 0, 2)
+            else:
+                x_h = x_h.reshape(TILE_H, BLOCK_C, IMAGES, TILE_W).permute(2, 0, 3, 1)
+            x_h = x_h.reshape(PIXELS, BLOCK_C)
+        acc, rest = fuse_branch(
+            x_h, fuse_ptr, k, n, rest_n, acc, rest,
+            stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,
+        )  # fmt: skip
+        if WHOLE:
             rows = x.reshape(IMAGES * TILE_H, TILE_W, BLOCK_C).permute(1, 0, 2)
             x_w = mix_whole_lines(
                 rows.reshape(TILE_W, IMAGES * TILE_H * BLOCK_C),
@@ -250,30 +335,6 @@ def mix_kernel(
                 PRECISION,
             )
         else:
-            if PROJECTED:
-                x_h = tl.load(
-                    x_h_ptr + (y_offsets[:, None] + (start + c)[None, :] * stride_yc),
-                    mask=pixel_mask[:, None] & (k < CHANNELS)[None, :],
-                    other=0.0,
-                )
-            else:
-                x_h = mix_lines(
-                    x_ptr,
-                    column_offsets + (start + column_c) * stride_xc,
-                    column_mask & (start + column_c < CHANNELS),
-                    stride_xh,
-                    proj_h_ptr,
-                    stride_h_out,
-                    stride_h_in,
-                    bias_h_ptr,
-                    tile_h,
-                    HEIGHT,
-                    BLOCK_H,
-                    HAS_BIAS_H,
-                    INDEX_64,
-                    ACC,
-                    PRECISION,
-                )
             x_w = mix_lines(
                 x_ptr,
                 row_offsets + (start + row_c) * stride_xc,
@@ -285,36 +346,35 @@ def mix_kernel(
                 bias_w_ptr,
                 tile_w,
                 WIDTH,
+                WIDTH,
                 BLOCK_W,
                 HAS_BIAS_W,
                 INDEX_64,
                 ACC,
                 PRECISION,
             )
-        x_h, x_w = x_h.to(dtype), x_w.to(dtype)
-        # both to the order of pixels: image, row, column
-        if not PROJECTED:
-            if WHOLE or CHANNELS_LAST:
-                x_h = x_h.reshape(TILE_H, IMAGES, TILE_W * BLOCK_C).permute(1, 0, 2)
-            else:
-                x_h = x_h.reshape(TILE_H, BLOCK_C, IMAGES, TILE_W).permute(2, 0, 3, 1)
-            x_h = x_h.reshape(PIXELS, BLOCK_C)
+        x_w = x_w.to(dtype)  # [TILE_W, rows]
         if WHOLE or CHANNELS_LAST:
             x_w = x_w.reshape(TILE_W, IMAGES * TILE_H, BLOCK_C).permute(1, 0, 2)
         else:
             x_w = x_w.reshape(TILE_W, BLOCK_C, IMAGES * TILE_H).permute(2, 0, 1)
         x_w = x_w.reshape(PIXELS, BLOCK_C)
-        acc = tl.dot(x_h, fuse_h, acc, out_dtype=ACC, input_precision=PRECISION)
-        acc = tl.dot(x_w, fuse_w, acc, out_dtype=ACC, input_precision=PRECISION)
-        acc = tl.dot(x, fuse_i, acc, out_dtype=ACC, input_precision=PRECISION)
-    y_mask = pixel_mask[:, None] & (n < CHANNELS)[None, :]
-    if HAS_BIAS:
-        if BIAS_MAP:
-            bias_offsets = h * stride_bias_h + w * stride_bias_w
-            bias_offsets = bias_offsets[:, None] + n[None, :] * stride_bias_c
-            acc += tl.load(bias_ptr + bias_offsets, mask=y_mask, other=0.0).to(ACC)
-        else:
-            bias = tl.load(bias_ptr + n * stride_bias_c, mask=n < CHANNELS, other=0.0)
-            acc += bias.to(ACC)[None, :]
-    y_offsets = y_offsets[:, None] + y_n[None, :] * stride_yc
-    tl.store(y_ptr + y_offsets, acc.to(dtype), mask=y_mask)
+        acc, rest = fuse_branch(
+            x_w, fuse_ptr + stride_f_branch, k, n, rest_n, acc, rest,
+            stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,
+        )  # fmt: skip
+        acc, rest = fuse_branch(
+            x, fuse_ptr + 2 * stride_f_branch, k, n, rest_n, acc, rest,
+            stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,
+        )  # fmt: skip
+
+    bias_offsets = h * stride_bias_h + w * stride_bias_w
+    store_channels(
+        y_ptr, y_offsets, stride_yc, pixel_mask, n, acc, bias_ptr, bias_offsets, stride_bias_c,
+        CHANNELS, HAS_BIAS, BIAS_MAP, INDEX_64,
+    )  # fmt: skip
+    if REST_N:
+        store_channels(
+            y_ptr, y_offsets, stride_yc, pixel_mask, rest_n, rest, bias_ptr, bias_offsets,
+            stride_bias_c, CHANNELS, HAS_BIAS, BIAS_MAP, INDEX_64,
+        )  # fmt: skip

@@ -67,6 +67,7 @@ def project_h_kernel(
         bias_ptr,
         h,
         HEIGHT,
+        HEIGHT,
         BLOCK_K,
         HAS_BIAS,
         INDEX_64,

@@ -9,7 +9,7 @@ partial result each, which the caller adds up in a fixed order: deterministic, w
 import triton
 import triton.language as tl
 
-from smlp_kernels.kernels.mix import load_matrix
+from smlp_kernels.kernels.mix import load_matrix, mix_lines, split_line_index
 
 
 @triton.jit
@@ -36,6 +36,13 @@ def load_tile(ptr, offsets, offsets_mask, channel, channels, stride_c, INDEX_64:
         channel = channel.to(tl.int64)
     mask = offsets_mask[:, None] & (channel < channels)[None, :]
     return tl.load(ptr + (offsets[:, None] + channel[None, :] * stride_c), mask=mask, other=0.0)
+
+
+@triton.jit
+def store_matrix(ptr, rows, cols, size, stride_row, values):
+    """Write a tile of a matrix with contiguous rows, as far as it is inside [size, size]."""
+    offsets = rows[:, None] * stride_row + cols[None, :]
+    tl.store(ptr + offsets, values, mask=(rows < size)[:, None] & (cols < size)[None, :])
 
 
 @triton.jit
@@ -91,11 +98,7 @@ def proj_grad_axis(
     i = start_i + tl.arange(0, POSITIONS)
     k = start_k + tl.arange(0, POSITIONS)
     partial_ptr += split.to(tl.int64) * (size * (size + 1))
-    tl.store(
-        partial_ptr + i[:, None] * size + k[None, :],
-        gram,
-        mask=(i < size)[:, None] & (k < size)[None, :],
-    )
+    store_matrix(partial_ptr, i, k, size, size, gram)
     if start_k == 0:
         tl.store(partial_ptr + size * size + i, bias, mask=i < size)
 
@@ -141,6 +144,47 @@ def proj_grad_kernel(
 
 
 @triton.jit
+def branch_tile(
+    x_ptr, proj_ptr, proj_bias_ptr, tile, start_i, first_c, n_lines, others, size,
+    stride_b, stride_c, stride_other, stride_position, stride_out, stride_in,
+    CHANNELS: tl.constexpr, LINES: tl.constexpr, POSITIONS: tl.constexpr, BLOCKS: tl.constexpr,
+    BLOCK_C: tl.constexpr, MIXES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX_64: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """proj x + bias, or x: [LINES * POSITIONS, BLOCK_C] in the type of x."""
+    if MIXES:
+        line, c = split_line_index(
+            tl.arange(0, LINES * BLOCK_C), LINES, BLOCK_C, CHANNELS_LAST
+        )  # fmt: skip
+        line += tile * LINES
+        c += first_c
+        mask = (line < n_lines) & (c < CHANNELS)
+        other = line % others
+        if INDEX_64:
+            other, c = other.to(tl.int64), c.to(tl.int64)
+        offsets = (line // others).to(tl.int64) * stride_b + (other * stride_other + c * stride_c)
+        BLOCK_K: tl.constexpr = max(POSITIONS, 16)  # the least that a product can sum over
+        mixed = mix_lines(
+            x_ptr, offsets, mask, stride_position, proj_ptr, stride_out, stride_in, proj_bias_ptr,
+            start_i + tl.arange(0, POSITIONS), size, BLOCKS * POSITIONS, BLOCK_K,
+            HAS_BIAS, INDEX_64, ACC, PRECISION,
+        ).to(x_ptr.dtype.element_ty)  # fmt: skip
+        if CHANNELS_LAST:
+            mixed = mixed.reshape(POSITIONS, LINES, BLOCK_C).permute(1, 0, 2)
+        else:
+            mixed = mixed.reshape(POSITIONS, BLOCK_C, LINES).permute(2, 0, 1)
+        return mixed.reshape(LINES * POSITIONS, BLOCK_C)
+    else:
+        offsets, mask = line_offsets(
+            tile, start_i, n_lines, others, size, stride_b, stride_other, stride_position,
+            LINES, POSITIONS, INDEX_64,
+        )  # fmt: skip
+        c = first_c + tl.arange(0, BLOCK_C)
+        return load_tile(x_ptr, offsets, mask, c, CHANNELS, stride_c, INDEX_64)
+
+
+@triton.jit
 def fuse_grad_axis(
     dy_ptr, x_ptr, proj_ptr, proj_bias_ptr, partial_ptr, bias_partial_ptr,
     leave_bias,  # whether this program leaves the sum of dy, too
@@ -150,67 +194,51 @@ def fuse_grad_axis(
     stride_p_out, stride_p_in,
     CHANNELS: tl.constexpr, LINES: tl.constexpr, POSITIONS: tl.constexpr,
     BLOCKS: tl.constexpr,  # blocks of positions that hold the longer axis
-    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, REST_C: tl.constexpr,
     MIXES: tl.constexpr,  # False for the identity branch
     HAS_BIAS: tl.constexpr,
-    INDEX_64: tl.constexpr, PRECISION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX_64: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A branch' partial sum of dF[o, c] = sum dy[o] (proj x + bias)[c], and that of dy."""
-    dtype = x_ptr.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    ROWS: tl.constexpr = LINES * POSITIONS
     o = first_o + tl.arange(0, BLOCK_O)
-    c = first_c + tl.arange(0, BLOCK_C)
-    row = tl.arange(0, ROWS)
-    same_line = row[:, None] // POSITIONS == row[None, :] // POSITIONS
     n_lines = batch * others
 
     acc = tl.zeros((BLOCK_O, BLOCK_C), ACC)
+    rest = tl.zeros((BLOCK_O, max(REST_C, 1)), ACC)
     dy_sum = tl.zeros((BLOCK_O,), ACC)
-    for tile in range(split, tl.cdiv(n_lines, LINES) * BLOCKS, splits):
-        start_i = (tile % BLOCKS) * POSITIONS
+    for index in range(split, tl.cdiv(n_lines, LINES) * BLOCKS, splits):
+        tile = index // BLOCKS
+        start_i = (index % BLOCKS) * POSITIONS
         dy_offsets, dy_mask = line_offsets(
-            tile // BLOCKS, start_i, n_lines, others, size, stride_db, stride_do, stride_dp,
+            tile, start_i, n_lines, others, size, stride_db, stride_do, stride_dp,
             LINES, POSITIONS, INDEX_64,
         )  # fmt: skip
         dy = load_tile(dy_ptr, dy_offsets, dy_mask, o, CHANNELS, stride_dc, INDEX_64)
         if MIXES:
-            i = start_i + row % POSITIONS
-            mixed = tl.zeros((ROWS, BLOCK_C), ACC)
-            # one step is no loop of the compiled code, and leaves that over tiles to be pipelined
-            for start_k in range(0, BLOCKS * POSITIONS, POSITIONS):
-                k = start_k + row % POSITIONS
-                # one copy of proj for every line of the tile, on the diagonal
-                proj = tl.load(
-                    proj_ptr + i[:, None] * stride_p_out + k[None, :] * stride_p_in,
-                    mask=same_line & (i < size)[:, None] & (k < size)[None, :],
-                    other=0.0,
-                )
-                x_offsets, x_mask = line_offsets(
-                    tile // BLOCKS, start_k, n_lines, others, size, stride_xb, stride_xo, stride_xp,
-                    LINES, POSITIONS, INDEX_64,
-                )  # fmt: skip
-                x = load_tile(x_ptr, x_offsets, x_mask, c, CHANNELS, stride_xc, INDEX_64)
-                mixed = tl.dot(proj, x, mixed, out_dtype=ACC, input_precision=PRECISION)
-            if HAS_BIAS:
-                mixed += tl.load(proj_bias_ptr + i, mask=i < size, other=0.0).to(ACC)[:, None]
-            branch = mixed.to(dtype)
             # in the loop of the axes: beside the products of the identity's loop it would make them
             # wait for each other (Triton 3.9)
             dy_sum += tl.sum(dy.to(ACC), 0)
-        else:
-            x_offsets, x_mask = line_offsets(
-                tile // BLOCKS, start_i, n_lines, others, size, stride_xb, stride_xo, stride_xp,
-                LINES, POSITIONS, INDEX_64,
-            )  # fmt: skip
-            branch = load_tile(x_ptr, x_offsets, x_mask, c, CHANNELS, stride_xc, INDEX_64)
+        branch = branch_tile(
+            x_ptr, proj_ptr, proj_bias_ptr, tile, start_i, first_c, n_lines, others, size,
+            stride_xb, stride_xc, stride_xo, stride_xp, stride_p_out, stride_p_in,
+            CHANNELS, LINES, POSITIONS, BLOCKS, BLOCK_C, MIXES, HAS_BIAS,
+            CHANNELS_LAST, INDEX_64, ACC, PRECISION,
+        )  # fmt: skip
         acc = tl.dot(tl.trans(dy), branch, acc, out_dtype=ACC, input_precision=PRECISION)
+        if REST_C:
+            branch = branch_tile(
+                x_ptr, proj_ptr, proj_bias_ptr, tile, start_i, first_c + BLOCK_C, n_lines, others,
+                size, stride_xb, stride_xc, stride_xo, stride_xp, stride_p_out, stride_p_in,
+                CHANNELS, LINES, POSITIONS, BLOCKS, REST_C, MIXES, HAS_BIAS,
+                CHANNELS_LAST, INDEX_64, ACC, PRECISION,
+            )  # fmt: skip
+            rest = tl.dot(tl.trans(dy), branch, rest, out_dtype=ACC, input_precision=PRECISION)
 
-    tl.store(
-        partial_ptr + o[:, None] * (3 * CHANNELS) + c[None, :],
-        acc,
-        mask=(o < CHANNELS)[:, None] & (c < CHANNELS)[None, :],
-    )
+    store_matrix(partial_ptr, o, first_c + tl.arange(0, BLOCK_C), CHANNELS, 3 * CHANNELS, acc)
+    if REST_C:
+        rest_c = first_c + BLOCK_C + tl.arange(0, REST_C)
+        store_matrix(partial_ptr, o, rest_c, CHANNELS, 3 * CHANNELS, rest)
     if MIXES and leave_bias:
         tl.store(bias_partial_ptr + o, dy_sum, mask=o < CHANNELS)
 
@@ -232,17 +260,20 @@ def fuse_grad_kernel(
     CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     LINES: tl.constexpr, POSITIONS: tl.constexpr,
     BLOCK_O: tl.constexpr,  # output channels of a tile of dF
-    BLOCK_C: tl.constexpr,  # input channels of a tile of dF
+    BLOCK_C: tl.constexpr,  # input channels of a tile of dF: a power of two, and another or 0
+    REST_C: tl.constexpr,
     HAS_BIAS: tl.constexpr,  # both biases, of one type, or neither
+    CHANNELS_LAST: tl.constexpr,  # stride_xc == 1: decides only the order of loads
     INDEX_64: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of the gradients of fuse, weight [C, 3C] then bias [C], flattened."""
     TILES_O: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
-    TILES_C: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    TILE_C: tl.constexpr = BLOCK_C + REST_C
+    TILES_C: tl.constexpr = (CHANNELS + TILE_C - 1) // TILE_C
     pid = tl.program_id(0)
     first_o = (pid % TILES_O) * BLOCK_O
     pid = pid // TILES_O
-    first_c = (pid % TILES_C) * BLOCK_C
+    first_c = (pid % TILES_C) * TILE_C
     pid = pid // TILES_C
     split = pid % splits
     branch = pid // splits
@@ -268,8 +299,8 @@ def fuse_grad_kernel(
             stride_xb, stride_xc, stride_xo, stride_xp,
             tl.where(along_h, stride_h_out, stride_w_out),
             tl.where(along_h, stride_h_in, stride_w_in),
-            CHANNELS, LINES, POSITIONS, BLOCKS, BLOCK_O, BLOCK_C, True, HAS_BIAS,
-            INDEX_64, PRECISION,
+            CHANNELS, LINES, POSITIONS, BLOCKS, BLOCK_O, BLOCK_C, REST_C, True, HAS_BIAS,
+            CHANNELS_LAST, INDEX_64, PRECISION,
         )  # fmt: skip
     else:
         fuse_grad_axis(
@@ -278,6 +309,6 @@ def fuse_grad_kernel(
             stride_db, stride_dc, stride_do, stride_dp,
             stride_xb, stride_xc, stride_xo, stride_xp,
             0, 0,
-            CHANNELS, LINES, POSITIONS, BLOCKS, BLOCK_O, BLOCK_C, False, False,
-            INDEX_64, PRECISION,
+            CHANNELS, LINES, POSITIONS, BLOCKS, BLOCK_O, BLOCK_C, REST_C, False, False,
+            CHANNELS_LAST, INDEX_64, PRECISION,
         )  # fmt: skip

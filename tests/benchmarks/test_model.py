@@ -23,28 +23,41 @@ from benchmarks.shapes import BY_NAME, STAGES
 from benchmarks.traffic import Work
 
 CHIP = Chip(
-    dram=1e12, l2=2e12, shared=4e12, matrix={"bf16": 8e12, "fp32": 1e12}, mma=0.5, instructions=1e12
+    sms=4,
+    dram=1e12,
+    l2=2e12,
+    shared=4e12,
+    matrix={"bf16": 8e12, "fp32": 1e12},
+    mma=0.5,
+    instructions=1e12,
 )
 WORK = Work(dram=1e6, l2=8e6, shared=4e6, wgmma=8e6, mma=8e6, instructions=2e6)
 
 
 def test_terms_by_hand_and_the_largest_is_the_time() -> None:
-    prediction = time_of("launch", WORK, "bf16", CHIP)
+    prediction = time_of("launch", WORK, 8, "bf16", CHIP)
     assert prediction.terms == pytest.approx(
         {"DRAM": 1.0, "L2": 4.0, "shared memory": 1.0, "tensor cores": 3.0, "issue slots": 2.0}
     )
     assert (prediction.us, prediction.bound) == (pytest.approx(4.0), "L2")
 
 
+def test_a_wave_that_is_not_full_takes_as_long() -> None:
+    whole, part = (time_of("launch", WORK, programs, "bf16", CHIP).terms for programs in (8, 5))
+    for term in ("L2", "shared memory", "tensor cores", "issue slots"):
+        assert part[term] == pytest.approx(whole[term] * 8 / 5)
+    assert part["DRAM"] == whole["DRAM"]
+
+
 def test_float32_has_one_rate() -> None:
-    assert time_of("launch", WORK, "fp32", CHIP).terms["tensor cores"] == pytest.approx(16.0)
+    assert time_of("launch", WORK, 8, "fp32", CHIP).terms["tensor cores"] == pytest.approx(16.0)
     with pytest.raises(ValueError, match="dtype: expected one of bf16, fp32, got 'fp8'"):
-        time_of("launch", WORK, "fp8", CHIP)
+        time_of("launch", WORK, 8, "fp8", CHIP)
 
 
 def test_measured_ceilings_replace_the_datasheets() -> None:
     measured = CHIP.with_ceilings(Ceilings(5e11, {"bf16": 4e12}, "slow"))
-    terms = time_of("launch", WORK, "bf16", measured).terms
+    terms = time_of("launch", WORK, 8, "bf16", measured).terms
     assert terms["DRAM"] == pytest.approx(2.0) and terms["tensor cores"] == pytest.approx(6.0)
     assert measured.matrix["fp32"] == 1e12 and measured.l2 == CHIP.l2
 
@@ -79,7 +92,8 @@ def test_table_says_that_it_predicts() -> None:
     assert lines[0].startswith("PREDICTIONS of a model, not measurements: bwd, bf16")
     assert [line.split()[1] for line in lines[2:5]] == ["mix", "projection", "fuse"]
     total = predicted_us(predict_pass(BY_NAME["base-7"], "bwd", "bf16"))
-    assert f"{total:.1f} us" in lines[-1] and "bound by" in lines[-1]
+    assert f"{total:.1f} us" in lines[-2] and "bound by" in lines[-2]
+    assert "geometric mean" in lines[-1] and "worst" in lines[-1]
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

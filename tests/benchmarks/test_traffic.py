@@ -20,7 +20,7 @@ ONE_TILE = MixConfig(1, 8, 8, 8, 8, 16, 32, 16, 16, 4, 2)
 ELEMENTS = 2 * 32 * 8 * 8
 
 LINES = Shape("lines", 1, 16, 4, 4)
-GRAD = WeightGradConfig(64, 16, 16, 16, 16, 4, 2)
+GRAD = WeightGradConfig(64, 16, 16, 64, 16, 16, 4, 2)
 
 
 def test_mix_of_one_tile_per_image() -> None:
@@ -145,17 +145,26 @@ def test_an_axis_of_two_blocks_takes_four_times_the_work() -> None:
 
 
 def test_fuse_gradient_of_one_tile() -> None:
-    work = fuse_grad_work(LINES, "bf16", GRAD)
-    elements, projections = 16 * 16, 16 * 4 * 4  # a copy for each of the tile's 16 lines
-    assert work.l2 == 2 * (3 * 2 * elements + 2 * projections) + 2 * 4 * (16 * 49)
-    assert work.wgmma == 2 * (2 * 64 * 16 * 64)  # the two mixes of x
-    assert work.mma == 3 * (2 * 16 * 16 * 64)  # dy' @ branch, 16 output channels
+    work = fuse_grad_work(LINES, "bf16", GRAD)  # 8 lines of 4 positions: room for 8, of which 4 are
+    elements, projection = 16 * 16, 4 * 4
+    assert work.l2 == 2 * (3 * 2 * elements + 2 * projection) + 2 * 4 * (16 * 49)
+    assert work.wgmma == 0
+    # dy' @ branch, 16 output channels; 4 positions of the two mixes of x are padded to 16 twice
+    assert work.mma == 3 * (2 * 16 * 16 * 32) + 2 * (2 * 16 * (8 * 16) * 16)
+
+
+def test_fuse_gradient_reads_x_for_every_block_of_output_channels() -> None:
+    shape = Shape("two", 1, 32, 64, 64)
+    one, two = (WeightGradConfig(64, 16, 16, 64, o, 32, 4, 2, fuse_programs=3) for o in (32, 16))
+    difference = fuse_grad_work(shape, "bf16", two).l2 - fuse_grad_work(shape, "bf16", one).l2
+    # x once more, mixed by one more copy of the projection for each of 64 lines on both axes
+    assert difference == 2 * (3 * shape.elements + 2 * 64 * 64 * 64)
 
 
 def test_partial_sums_stop_at_the_configured_number() -> None:
     shape = BY_NAME["small-14"]
-    fewer = WeightGradConfig(64, 16, 16, 16, 16, 4, 2, proj_splits=2)
-    more = WeightGradConfig(64, 16, 16, 16, 16, 4, 2, proj_splits=4)
+    fewer = WeightGradConfig(64, 16, 16, 64, 16, 16, 4, 2, proj_splits=2)
+    more = WeightGradConfig(64, 16, 16, 64, 16, 16, 4, 2, proj_splits=4)
     difference = (
         proj_grad_work(shape, "bf16", more).dram - proj_grad_work(shape, "bf16", fewer).dram
     )

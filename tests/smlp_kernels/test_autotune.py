@@ -324,13 +324,14 @@ def test_training_step_takes_what_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert_close(y, formula(*to_float64(arguments)), smlp(*arguments), eps=EPS[torch.float32])
     forward, backward, *_ = launched
     for plan in (forward, backward):
-        constants = {name: plan.constants[name.upper()] for name in ("images", "tile_h", "block_n")}
+        constants = {name: plan.constants[name.upper()] for name in ("images", "tile_h", "block_c")}
         assert constants.items() <= dataclasses.asdict(wanted["mix"]).items()
+        assert plan.constants["BLOCK_N"] + plan.constants["REST_N"] == wanted["mix"].block_n
     grads = [plan for plan in launched if "LINES" in plan.constants]
     config = wanted["weight_grad"]
     assert len(grads) == 2
-    for plan in grads:
-        assert plan.constants["LINES"] == config.lines(5, 9)
+    for plan, tile in zip(grads, (config.proj_tile(5, 9), config.fuse_tile(5, 9)), strict=True):
+        assert (plan.constants["LINES"], plan.constants["POSITIONS"]) == tile
         assert (plan.num_warps, plan.num_stages) == (config.num_warps, config.num_stages)
 
 

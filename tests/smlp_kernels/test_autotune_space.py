@@ -10,7 +10,7 @@ from smlp.functional import smlp
 from smlp_kernels import autotune_space, compute, mix_launch, weight_grad_launch
 from smlp_kernels.autotune import MIX, WEIGHT_GRAD, Search
 from smlp_kernels.autotune_space import Chip, Problem
-from smlp_kernels.configs import MixConfig
+from smlp_kernels.configs import MixConfig, width_of
 from tests.smlp_kernels.oracle import EPS, NAMES, Case, assert_close, formula, to_float64
 
 HOPPER = Chip("NVIDIA H100 80GB HBM3", 90, 227 * 1024)
@@ -47,13 +47,16 @@ def test_space_is_small_and_valid(
     for config in near:
         for name, value in dataclasses.asdict(config).items():
             free = ("step_h", "step_w", "num_stages", "proj_splits", "fuse_programs")
-            assert name in free or (value > 0 and value & (value - 1) == 0), name
+            if name in ("block_n", "fuse_block_c"):
+                assert value == width_of(value), name
+            else:
+                assert name in free or (value > 0 and value & (value - 1) == 0), name
             assert "block" not in name or value >= 16, name
         if kernels is MIX:
             pixels = config.images * config.tile_h * config.tile_w
             words = 2 if dtype == torch.float64 else 1
             assert pixels >= 16
-            assert words * pixels * config.block_n <= 128 * 32 * config.num_warps
+            assert words * pixels * config.block_n <= 192 * 32 * config.num_warps
             assert config.step_h <= config.tile_h and config.step_w <= config.tile_w
 
 
@@ -107,7 +110,7 @@ def test_problem_holds_no_batch() -> None:
     assert "batch" not in {field.name for field in dataclasses.fields(autotune_space.Problem)}
 
 
-# 128 pixels by 128 channels on 4 warps: 128 accumulators a thread, the most there may be
+# 128 pixels by 128 channels on 4 warps: 128 accumulators a thread, of 192 that there may be
 TILE = MixConfig(
     images=2, tile_h=8, tile_w=8, step_h=7, step_w=7,
     block_c=16, block_n=128, block_h=16, block_w=16, num_warps=4, num_stages=2,
@@ -121,7 +124,9 @@ def fits(problem: Problem = FOURTEEN, **change: int) -> bool:
 
 def test_what_fits() -> None:
     assert fits()
+    assert fits(block_n=192)
     assert not fits(block_n=256)  # 256 accumulators a thread
+    assert not fits(block_n=112)  # three powers of two
     assert not fits(dataclasses.replace(FOURTEEN, dtype=torch.float64))  # of two registers each
     assert fits(images=1, tile_h=2, step_h=2)
     assert not fits(images=1, tile_h=1, step_h=1)  # 8 pixels

@@ -13,8 +13,11 @@ from smlp_kernels.configs import (
     MAX_SIZE,
     MixConfig,
     even_step,
+    even_width,
     mix_config,
+    pieces_of,
     weight_grad_config,
+    width_of,
 )
 
 ARCHS = (0, 80, 86, 89, 90, 100, 120)  # 0: the interpreter
@@ -25,6 +28,12 @@ def is_power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
+def is_width(value: int) -> bool:
+    """Whether a number is a power of two of 16 or more, or two different ones."""
+    powers = [16 << i for i in range(8)]
+    return value in powers or value in {a + b for a in powers for b in powers if a != b}
+
+
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", STAGES + OTHERS + EXTREMES, ids=str)
@@ -33,22 +42,41 @@ def test_tiles_are_valid(shape: tuple[int, int, int], dtype: torch.dtype, precis
     for arch in ARCHS:
         mix = mix_config(height, width, channels, dtype, arch, precision)
         for name, value in dataclasses.asdict(mix).items():
-            assert name in ("step_h", "step_w", "num_stages") or is_power_of_two(value), name
+            free = ("step_h", "step_w", "num_stages", "block_n")
+            assert name in free or is_power_of_two(value), name
         assert 1 <= mix.step_h <= min(mix.tile_h, height)
         assert 1 <= mix.step_w <= min(mix.tile_w, width)
-        products = (mix.block_c, mix.block_n, mix.block_h, mix.block_w)
-        assert min(products) >= 16  # the least a product on tensor cores takes
+        # the least a product on tensor cores takes
+        assert min(mix.block_c, mix.block_h, mix.block_w) >= 16
+        assert is_width(mix.block_n)
         assert mix.images * mix.tile_h * mix.tile_w >= 16
 
         grad = weight_grad_config(channels, dtype, arch, precision)
-        positions, lines = grad.positions(height, width), grad.lines(height, width)
-        assert positions * lines == grad.rows
-        assert is_power_of_two(positions) and is_power_of_two(lines)
+        assert is_width(grad.fuse_block_c)
+        for tile in (grad.proj_tile(height, width), grad.fuse_tile(height, width)):
+            assert is_power_of_two(tile.positions) and is_power_of_two(tile.lines)
+            assert tile.positions * tile.lines >= 16  # what the products of dF sum over
 
 
 @pytest.mark.parametrize(("size", "tile", "step"), [(14, 8, 7), (56, 16, 14), (7, 8, 7), (9, 8, 5)])
 def test_even_step(size: int, tile: int, step: int) -> None:
     assert even_step(size, tile) == step
+
+
+def test_a_width_is_the_least_that_holds_a_size() -> None:
+    for size in range(1, MAX_CHANNELS):
+        width = width_of(size)
+        assert width >= size and not any(map(is_width, range(size, width)))
+        large, rest = pieces_of(width)
+        assert large + rest == width and is_power_of_two(large)
+        assert rest == 0 or (is_power_of_two(rest) and 16 <= rest < large)
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "width"), [(320, 192, 160), (384, 192, 192), (448, 160, 160), (112, 128, 128)]
+)
+def test_even_width(size: int, most: int, width: int) -> None:
+    assert even_width(size, most) == width
 
 
 def test_programs() -> None:
@@ -63,9 +91,17 @@ def test_programs() -> None:
 def test_weight_grad_partition() -> None:
     config = weight_grad_config(320, torch.bfloat16, 80)
     # the longer axis, 20, sets 32 positions and so 2 lines a tile, on either axis
-    assert (config.positions(20, 5), config.lines(20, 5)) == (32, 2)
-    assert config.tiles(batch=3, height=20, width=5) == 3 * 20 / 2
+    tile = config.proj_tile(20, 5)
+    assert tile == config.fuse_tile(20, 5) == (2, 32)
+    assert tile.tiles(batch=3, height=20, width=5) == 3 * 20 / 2
     assert config.proj_blocks(20, 130) == (1, 9)
+
+
+def test_short_axes_are_not_mixed_in_more_lines_than_eight() -> None:
+    config = weight_grad_config(320, torch.bfloat16, 80)
+    assert config.proj_tile(7, 7) == (8, 8) and config.fuse_tile(7, 7) == (8, 8)
+    assert config.proj_tile(3, 4) == (16, 4) and config.fuse_tile(3, 4) == (8, 4)
+    assert config.fuse_tile(1, 1) == (16, 1)  # 16 rows: the least that a product can sum over
 
 
 def test_configurations_do_not_depend_on_the_batch() -> None:

@@ -93,7 +93,7 @@ def test_searched_tiles_are_compiled(
     monkeypatch.setattr(compute, "AUTOTUNE", True)
     monkeypatch.setattr(autotune, "mix_config_like", lambda x: replace(mix, images=8))
     monkeypatch.setattr(
-        autotune, "weight_grad_config_like", lambda dy, x: replace(weight_grad, rows=16)
+        autotune, "weight_grad_config_like", lambda dy, x: replace(weight_grad, proj_rows=16)
     )
     model = model_of()
     warmup(model, (2, 3, 6, 5))
