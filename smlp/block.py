@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smlp.functional import smlp
+from smlp.functional import mix_and_fuse
 
 
 class SMLPBlock(nn.Module):
@@ -71,20 +71,39 @@ class SMLPBlock(nn.Module):
 
         Raises:
             ValueError: if the shape or the device of ``x`` does not fit the block.
-            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype.
+            TypeError: if ``x`` is no dense floating-point tensor of the parameters' dtype.
         """
         self.check_input(x)
-        return smlp(x, *self.weights())
+        return mix_and_fuse(x, self.proj_h, self.proj_w, self.fuse)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """The parameters in the order in which :func:`smlp.functional.smlp` takes them."""
         proj_h, proj_w, fuse = self.proj_h, self.proj_w, self.fuse
         return proj_h.weight, proj_h.bias, proj_w.weight, proj_w.bias, fuse.weight, fuse.bias
 
+    def is_determined_by_weights(self) -> bool:
+        """Whether :func:`smlp.functional.smlp` of :meth:`weights` computes all that forward does.
+
+        Not so with hooks on a submodule (pruning, the older weight normalisation) or another module
+        in the place of one (an adapter): those have to be called.
+        """
+        fuse = self.fuse
+        return (
+            _computes(self.proj_h, nn.Linear)
+            and _computes(self.proj_w, nn.Linear)
+            and _computes(fuse, nn.Conv2d)
+            and self.proj_h.in_features == self.proj_h.out_features == self.height
+            and self.proj_w.in_features == self.proj_w.out_features == self.width
+            and (fuse.in_channels, fuse.out_channels) == (3 * self.channels, self.channels)
+            and (fuse.kernel_size, fuse.stride, fuse.padding) == ((1, 1), (1, 1), (0, 0))
+            and fuse.groups == 1
+        )
+
     def check_input(self, x: Tensor) -> None:
         """Raise the errors that :meth:`forward` documents; returns quietly when ``x`` fits."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+        require_dense("x", x)
         if x.dim() != 4 or x.shape[1:] != (self.channels, self.height, self.width):
             raise ValueError(
                 f"x: expected shape [B, {self.channels}, {self.height}, {self.width}], "
@@ -108,6 +127,23 @@ class SMLPBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"height={self.height}, width={self.width}, channels={self.channels}"
+
+
+def require_dense(name: str, tensor: Tensor) -> None:
+    """Raise a TypeError for sparse, nested and other tensors that have no strides."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {layout}")
+
+
+def _computes(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling ``module`` does what ``kind`` does with its weight and bias, and no more."""
+    return (
+        type(module).forward is kind.forward  # a parametrized module is of a type of its own
+        and "forward" not in module.__dict__
+        and not (module._forward_pre_hooks or module._forward_hooks)
+        and not (module._backward_pre_hooks or module._backward_hooks)
+    )
 
 
 def _accept_published_layouts(

@@ -1,5 +1,8 @@
 """The sMLP block as a function of its weights."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -31,9 +34,23 @@ def smlp(
     Returns:
         ``[B, C, H, W]``.
     """
-    x_h = F.linear(rearrange(x, "b c h w -> b c w h"), weight_h, bias_h)
-    x_w = F.linear(x, weight_w, bias_w)
+    return mix_and_fuse(
+        x,
+        partial(F.linear, weight=weight_h, bias=bias_h),
+        partial(F.linear, weight=weight_w, bias=bias_w),
+        partial(F.conv2d, weight=weight_fuse, bias=bias_fuse),
+    )
+
+
+def mix_and_fuse(
+    x: Tensor,
+    proj_h: Callable[[Tensor], Tensor],
+    proj_w: Callable[[Tensor], Tensor],
+    fuse: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The block of any three steps: two along the last axis, and one over 3C channels."""
+    x_h = proj_h(rearrange(x, "b c h w -> b c w h"))
+    x_w = proj_w(x)
     # under autocast the projections come in its type, and so will the convolution take x
     identity = x.to(x_w.dtype)
-    branches = torch.cat([rearrange(x_h, "b c w h -> b c h w"), x_w, identity], dim=1)
-    return F.conv2d(branches, weight_fuse, bias_fuse)
+    return fuse(torch.cat([rearrange(x_h, "b c w h -> b c h w"), x_w, identity], dim=1))

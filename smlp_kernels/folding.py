@@ -150,7 +150,7 @@ def _folded_steps(layer: nn.Sequential, prefix: str) -> dict[str, nn.Module]:
     parts: dict[str, nn.Module] = {}
     steps = [_step(module) for module in layer]
     for index, (norm, block) in enumerate(steps):
-        if type(block) not in (SMLPBlock, FusedSMLPBlock):
+        if type(block) not in (SMLPBlock, FusedSMLPBlock) or not block.is_determined_by_weights():
             continue
         _require_eval(layer[index], f"{prefix}{index}")
         parts[f"{prefix}{index}"] = FoldedSMLPBlock(block, norm)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from smlp.block import require_dense
 from smlp.functional import smlp
 from smlp_kernels import ops
 from smlp_kernels.configs import DTYPES, MAX_CHANNELS, MAX_SIZE
@@ -36,7 +38,8 @@ def fused_smlp(
 
     On a CUDA GPU of compute capability 8.0 or later this runs on Triton kernels, for H and W up to
     256 and C up to 2048; everything else, other devices included, runs on PyTorch's own operators
-    (:func:`fallback_reason` says which and why). Differentiable to any order in every argument.
+    (:func:`fallback_reason` says which and why). Differentiable to any order in every argument; in
+    forward mode (``torch.func.jvp``, ``hessian``) by PyTorch's operators.
 
     Numerics: products in the type of ``x``, accumulated in float32 (float64 for float64); ``x_h``
     and ``x_w`` are rounded to the type of ``x`` once, as in PyTorch. Products of float32 are IEEE
@@ -60,11 +63,12 @@ def fused_smlp(
 
     Raises:
         ValueError: if a shape does not fit or the tensors are on different devices.
-        TypeError: if an argument is no floating-point tensor, or types differ outside autocast, or
-            float64 and other types are mixed under it.
+        TypeError: if an argument is no dense floating-point tensor, or types differ outside
+            autocast, or float64 and other types are mixed under it.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    require_dense("x", x)
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x: expected shape [B, C, H, W], none of C, H, W 0, got {list(x.shape)}")
     _, channels, height, width = x.shape
@@ -86,6 +90,7 @@ def check_weight(name: str, weight: Tensor, shapes: Sequence[list[int]], x: Tens
     """Raise the errors that :func:`fused_smlp` documents."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(weight).__name__}")
+    require_dense(name, weight)
     if list(weight.shape) not in shapes:
         expected = " or ".join(map(str, shapes))
         raise ValueError(
@@ -119,7 +124,7 @@ def dispatch(
     autocast = autocast_type(x)
     if autocast is not None:
         x = under_autocast(x, weights, autocast)
-    if fallback_reason(x) is not None:
+    if forward_ad._current_level >= 0 or fallback_reason(x) is not None:
         weight_fuse = weight_fuse.reshape(*weight_fuse.shape[:2], 1, 1)
         if bias_fuse is None or bias_fuse.dim() == 1:
             return smlp(x, *weights[:4], weight_fuse, bias_fuse)

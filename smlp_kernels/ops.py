@@ -210,7 +210,8 @@ class Differentiable(torch.autograd.Function):
     @classmethod
     def call(cls, *arguments: Any) -> Any:
         """The operator, differentiable where gradients are recorded."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        # a trace, too, is to hold the operator, whose formula is registered
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
             return cls.forward(*arguments)
         if functorch_is_active():  # its transforms live in the derived `apply`
             return cls.apply(*arguments)

@@ -252,6 +252,16 @@ def test_wrong_sizes(sizes: tuple, error: type[Exception], message: str) -> None
             "convert one of them with .to() or run under torch.autocast",
         ),
         ([1.0], TypeError, "x: expected a tensor, got list"),
+        (
+            torch.zeros(2, 5, 4, 3).to_sparse(),
+            TypeError,
+            "x: expected a dense tensor, got one of layout torch.sparse_coo",
+        ),
+        (
+            torch.nested.nested_tensor([torch.zeros(5, 4, 3)]),
+            TypeError,
+            "x: expected a dense tensor, got one of layout nested",
+        ),
     ],
 )
 def test_wrong_input(x: object, error: type[Exception], message: str) -> None:

@@ -46,6 +46,11 @@ BAD = {
         TypeError,
         "bias_w: expected the type of x, torch.float32, got torch.float64",
     ),
+    "sparse": (
+        {"weight_w": torch.eye(6).to_sparse()},
+        TypeError,
+        "weight_w: expected a dense tensor, got one of layout torch.sparse_coo",
+    ),
     "integers": ({"x": torch.zeros(2, 4, 5, 6, dtype=torch.int32)}, TypeError, "floating-point"),
 }
 

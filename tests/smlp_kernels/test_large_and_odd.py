@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from smlp_kernels import FusedSMLPBlock, fused_smlp
 from smlp_kernels.configs import (
@@ -144,8 +145,65 @@ def test_jacobian_and_hessian_in_reverse_mode() -> None:
     assert_close(hessian(fused_smlp), hessian(formula), None, eps=EPS[torch.float64])
 
 
-def test_forward_mode_is_refused() -> None:
-    """An error, not a derivative that is silently zero."""
-    x, *weights = Case(1, 2, 3, 2).arguments(torch.float64)
-    with pytest.raises(NotImplementedError, match="forward mode"):
-        torch.func.jvp(lambda image: fused_smlp(image, *weights), (x,), (x,))
+def test_forward_mode() -> None:
+    arguments = Case(1, 2, 3, 2).arguments(torch.float64)
+    tangents = tuple(Case(1, 2, 3, 2).arguments(torch.float64, seed=1))
+    (_, actual), (_, exact) = (
+        torch.func.jvp(block, tuple(arguments), tangents) for block in (fused_smlp, formula)
+    )
+    assert_close(actual, exact, None, eps=EPS[torch.float64])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(arguments[0], tangents[0])
+        actual = forward_ad.unpack_dual(fused_smlp(dual, *arguments[1:])).tangent
+    exact = formula(tangents[0], *arguments[1:]) - formula(0 * tangents[0], *arguments[1:])
+    assert_close(actual, exact, None, eps=EPS[torch.float64])
+
+
+def test_hessian_in_mixed_mode() -> None:
+    arguments = Case(1, 2, 3, 2).arguments(torch.float64)
+
+    def hessian(block) -> Tensor:
+        def loss(weight: Tensor) -> Tensor:
+            return block(arguments[0], weight, *arguments[2:]).pow(3).sum()
+
+        return torch.func.hessian(loss)(arguments[1])
+
+    assert_close(hessian(fused_smlp), hessian(formula), None, eps=EPS[torch.float64])
+
+
+@pytest.mark.parametrize("argument", range(7))
+def test_negative_views(argument: int) -> None:
+    """The imaginary part of a conjugate: memory holds the numbers with the other sign."""
+    arguments = Case(2, 3, 4, 2).arguments(torch.float64)
+    exact = formula(*arguments)
+    value = arguments[argument]
+    arguments[argument] = torch.complex(torch.zeros_like(value), -value).conj().imag
+    assert arguments[argument].is_neg()
+    assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
+
+
+def test_gradient_that_is_no_memory() -> None:
+    """Autograd hands on zeros without storage."""
+    arguments = [a.requires_grad_() for a in Case(2, 3, 4, 2).arguments(torch.float64)]
+    y = fused_smlp(*arguments)
+    zeros = torch._efficientzerotensor(y.shape, dtype=y.dtype, device=DEVICE)
+    for gradient, argument in zip(torch.autograd.grad(y, arguments, zeros), arguments, strict=True):
+        assert gradient.shape == argument.shape and bool((gradient == 0).all())
+
+
+def test_saved_tensors_may_be_kept_elsewhere() -> None:
+    arguments = [a.requires_grad_() for a in Case(2, 3, 4, 2).arguments(torch.float64)]
+    exact_arguments = to_float64(arguments)
+
+    def pack(tensor: Tensor) -> object:
+        return tensor.detach().cpu().numpy().copy()
+
+    def unpack(array: object) -> Tensor:
+        return torch.from_numpy(array).to(DEVICE)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = fused_smlp(*arguments)
+    y.square().sum().backward()
+    formula(*exact_arguments).square().sum().backward()
+    for actual, exact in zip(arguments, exact_arguments, strict=True):
+        assert_close(actual.grad, exact.grad, None, eps=EPS[torch.float64], reduction=24)

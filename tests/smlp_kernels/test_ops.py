@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from smlp import SMLPBlock, SparseMLP
-from smlp_kernels import fuse_model, fused_smlp, ops
+from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp, ops
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula
 
 
@@ -85,6 +85,18 @@ def test_export_keeps_the_operator() -> None:
     assert ops.mix in [node.target for node in exported.graph.nodes]
     expected = formula(x, *model[0].weights())
     assert_close(exported.module()(x), expected, None, eps=EPS[torch.float64])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traced_graph_holds_the_operator() -> None:
+    block = FusedSMLPBlock(3, 4, 2, dtype=torch.float64, device=DEVICE)
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64, device=DEVICE)
+    traced = torch.jit.trace(block, x)
+    assert "smlp_kernels::mix" in str(traced.graph)
+    assert_close(traced(x), formula(x, *block.weights()), None, eps=EPS[torch.float64])
+    (actual,) = torch.autograd.grad(traced(x).pow(2).sum(), block.proj_h.weight)
+    (exact,) = torch.autograd.grad(formula(x, *block.weights()).pow(2).sum(), block.proj_h.weight)
+    assert_close(actual, exact, None, eps=EPS[torch.float64], reduction=16)
 
 
 def test_functional_call() -> None:
