@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 environment = $(VENV)/$(1).stamp
 endif
 
-.PHONY: demo test bench gpu-report lint clean
+.PHONY: demo test bench gpu-report lint audit clean
 
 demo: $(call environment,demo)  ## train on MNIST with plain and fused blocks, into demo_out/
 	$(PY) -m smlp_kernels.demo --out demo_out $(ARGS)
@@ -32,6 +32,9 @@ lint: $(call environment,dev)  ## style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+audit: $(call environment,audit)  ## known vulnerabilities of the pinned versions; needs the network
+	$(PY) -m pip_audit --strict --disable-pip --no-deps -r constraints.txt
 
 clean:
 	rm -rf $(VENV) bench_out demo_out build *.egg-info

@@ -87,15 +87,16 @@ class SMLPBlock(nn.Module):
         Not so with hooks on a submodule (pruning, the older weight normalisation) or another module
         in the place of one (an adapter): those have to be called.
         """
-        fuse = self.fuse
+        proj_h, proj_w, fuse = self.proj_h, self.proj_w, self.fuse
         return (
-            _computes(self.proj_h, nn.Linear)
-            and _computes(self.proj_w, nn.Linear)
+            _computes(proj_h, nn.Linear)
+            and _computes(proj_w, nn.Linear)
             and _computes(fuse, nn.Conv2d)
-            and self.proj_h.in_features == self.proj_h.out_features == self.height
-            and self.proj_w.in_features == self.proj_w.out_features == self.width
-            and (fuse.in_channels, fuse.out_channels) == (3 * self.channels, self.channels)
-            and (fuse.kernel_size, fuse.stride, fuse.padding) == ((1, 1), (1, 1), (0, 0))
+            and proj_h.in_features == proj_h.out_features == self.height
+            and proj_w.in_features == proj_w.out_features == self.width
+            and fuse.in_channels == 3 * fuse.out_channels == 3 * self.channels
+            and fuse.kernel_size == fuse.stride == (1, 1)
+            and fuse.padding == (0, 0)
             and fuse.groups == 1
         )
 
@@ -138,11 +139,14 @@ def require_dense(name: str, tensor: Tensor) -> None:
 
 def _computes(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling ``module`` does what ``kind`` does with its weight and bias, and no more."""
+    state = module.__dict__
     return (
         type(module).forward is kind.forward  # a parametrized module is of a type of its own
-        and "forward" not in module.__dict__
-        and not (module._forward_pre_hooks or module._forward_hooks)
-        and not (module._backward_pre_hooks or module._backward_hooks)
+        and "forward" not in state
+        and not state["_forward_pre_hooks"]
+        and not state["_forward_hooks"]
+        and not state["_backward_pre_hooks"]
+        and not state["_backward_hooks"]
     )
 
 

@@ -3,9 +3,8 @@
 import argparse
 import logging
 import os
-import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,23 +252,30 @@ def _as_tensor(value: object) -> object:
 
 def _read(path: Path) -> object:
     """Read a file of tensors without running code from it."""
+    read: Callable[[Path], Any] = _read_pickled_tensors
     if path.suffix == ".safetensors":
         try:
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file as read
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"reading {path} needs safetensors: pip install safetensors", name=error.name
             ) from error
-        return load_file(path)
     try:
-        # Training scripts save their options along; a Namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        return read(path)
+    except OSError:
+        raise
+    except Exception as error:  # anything, where bytes are damaged
+        # without the error's text: torch's advises to load the file unsafely
         raise ValueError(
             f"source: expected a file of tensors, got {path}, which cannot be read without running "
-            f"code from it, or is damaged: {error}"
+            f"code from it, or is damaged ({type(error).__name__})"
         ) from error
+
+
+def _read_pickled_tensors(path: Path) -> Any:
+    # Training scripts save their options along; a Namespace holds values and runs nothing.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _without_wrappers(state: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,10 +53,15 @@ def load(path: Path, argument: str = "resume") -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except OSError as error:
         raise ValueError(
-            f"{argument}: expected a checkpoint of smlp train in {path}: {error}"
+            f"{argument}: expected a checkpoint of smlp train in {path}: {error.strerror}"
         ) from None
+    except Exception as error:  # whose text advises to load the file unsafely
+        raise ValueError(
+            f"{argument}: expected a checkpoint of smlp train in {path}, which cannot be read "
+            f"without running code from it, or is damaged ({type(error).__name__})"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(
             f"{argument}: expected a checkpoint of smlp train in {path}, got other data"
