@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A long fuzzing run, in parts of 500 random blocks, each with a seed of its own:
-#   tests/fuzz.sh [CASES] [PROCESSES] > log      (10000 cases on all cores, if not said otherwise)
+#   tests/fuzz.sh [CASES] [PROCESSES] [FIRST_SEED] > log  (by default 10000, all cores, seeds from 1)
 # A part that fails prints its smallest failing block; run it again with its seed:
 #   SMLP_FUZZ_CASES=500 python -m pytest tests/smlp_kernels/test_fuzz.py --hypothesis-seed=SEED
 # PYTHON names the interpreter, .venv/bin/python if not set. Exits with 1 if any part failed.
@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-.venv/bin/python} SMLP_FUZZ_CASES=500
 processes=${2:-$(nproc)} parts=$(((${1:-10000} + SMLP_FUZZ_CASES - 1) / SMLP_FUZZ_CASES))
+first=${3:-1}
 export OMP_NUM_THREADS=1
 
 part() {
@@ -24,6 +25,6 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, triton {t
       f"GPU {torch.cuda.get_device_name() if torch.cuda.is_available() else None}")'
 printf 'commit %s, %s\n' "$(git rev-parse --short HEAD)" "$(date -u +%Y-%m-%dT%H:%MZ)"
 status=0
-seq "$parts" | xargs -P "$processes" -I{} bash -c 'part {}' || status=1
+seq "$first" $((first + parts - 1)) | xargs -P "$processes" -I{} bash -c 'part {}' || status=1
 printf '%s parts of %s cases, %s\n' "$parts" "$SMLP_FUZZ_CASES" "$([ $status = 0 ] && echo 'all passed' || echo 'some FAILED')"
 exit $status
