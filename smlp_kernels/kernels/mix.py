@@ -91,6 +91,17 @@ def split_line_index(
 
 
 @triton.jit
+def lines_to_rows(mixed, LINES: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """[POSITIONS, LINES * BLOCK_C] of split_line_index to [LINES * POSITIONS, BLOCK_C]."""
+    POSITIONS: tl.constexpr = mixed.shape[0]
+    if CHANNELS_LAST:
+        mixed = mixed.reshape(POSITIONS, LINES, BLOCK_C).permute(1, 0, 2)
+    else:
+        mixed = mixed.reshape(POSITIONS, BLOCK_C, LINES).permute(2, 0, 1)
+    return mixed.reshape(LINES * POSITIONS, BLOCK_C)
+
+
+@triton.jit
 def fuse_branch(
     x,  # [PIXELS, BLOCK_C]
     fuse_ptr,  # of the branch: [C, C] out, in
@@ -353,12 +364,7 @@ def mix_kernel(
                 ACC,
                 PRECISION,
             )
-        x_w = x_w.to(dtype)  # [TILE_W, rows]
-        if WHOLE or CHANNELS_LAST:
-            x_w = x_w.reshape(TILE_W, IMAGES * TILE_H, BLOCK_C).permute(1, 0, 2)
-        else:
-            x_w = x_w.reshape(TILE_W, BLOCK_C, IMAGES * TILE_H).permute(2, 0, 1)
-        x_w = x_w.reshape(PIXELS, BLOCK_C)
+        x_w = lines_to_rows(x_w.to(dtype), IMAGES * TILE_H, BLOCK_C, WHOLE or CHANNELS_LAST)
         acc, rest = fuse_branch(
             x_w, fuse_ptr + stride_f_branch, k, n, rest_n, acc, rest,
             stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,

@@ -9,7 +9,12 @@ partial result each, which the caller adds up in a fixed order: deterministic, w
 import triton
 import triton.language as tl
 
-from smlp_kernels.kernels.mix import load_matrix, mix_lines, split_line_index
+from smlp_kernels.kernels.mix import (
+    lines_to_rows,
+    load_matrix,
+    mix_lines,
+    split_line_index,
+)
 
 
 @triton.jit
@@ -154,9 +159,7 @@ def branch_tile(
 ):  # fmt: skip
     """proj x + bias, or x: [LINES * POSITIONS, BLOCK_C] in the type of x."""
     if MIXES:
-        line, c = split_line_index(
-            tl.arange(0, LINES * BLOCK_C), LINES, BLOCK_C, CHANNELS_LAST
-        )  # fmt: skip
+        line, c = split_line_index(tl.arange(0, LINES * BLOCK_C), LINES, BLOCK_C, CHANNELS_LAST)
         line += tile * LINES
         c += first_c
         mask = (line < n_lines) & (c < CHANNELS)
@@ -169,12 +172,9 @@ def branch_tile(
             x_ptr, offsets, mask, stride_position, proj_ptr, stride_out, stride_in, proj_bias_ptr,
             start_i + tl.arange(0, POSITIONS), size, BLOCKS * POSITIONS, BLOCK_K,
             HAS_BIAS, INDEX_64, ACC, PRECISION,
-        ).to(x_ptr.dtype.element_ty)  # fmt: skip
-        if CHANNELS_LAST:
-            mixed = mixed.reshape(POSITIONS, LINES, BLOCK_C).permute(1, 0, 2)
-        else:
-            mixed = mixed.reshape(POSITIONS, BLOCK_C, LINES).permute(2, 0, 1)
-        return mixed.reshape(LINES * POSITIONS, BLOCK_C)
+        )  # fmt: skip
+        mixed = mixed.to(x_ptr.dtype.element_ty)
+        return lines_to_rows(mixed, LINES, BLOCK_C, CHANNELS_LAST)
     else:
         offsets, mask = line_offsets(
             tile, start_i, n_lines, others, size, stride_b, stride_other, stride_position,
