@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,10 @@ OWN_VARIABLES = {
     "XDG_CACHE_HOME",
     "TRITON_INTERPRET",
 }
+OWN_FOLDERS = {"smlp", "smlp_kernels", "benchmarks", "tests"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+TOOLS = {"smlp", "ruff", "mypy", "pip-audit", "pytest-benchmark", "pytest-xdist"}
+TOOLS |= {"onnx", "tensorboard"}  # which torch imports for us
 TORCHRUN = {"LOCAL_RANK", "WORLD_SIZE"}  # set by torch's launcher, part of its interface
 
 
@@ -131,6 +137,24 @@ def test_nothing_is_fetched_unpickled_or_evaluated(path: Path) -> None:
 def test_no_bare_assert(path: Path) -> None:
     """``python -O`` removes them, and their message names nothing."""
     assert not [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.Assert)]
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0]
+
+
+def test_what_is_imported_is_named_as_a_dependency() -> None:
+    """Not only brought along by another package, which may stop doing so."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    named = {re.split(r"[^\w-]", requirement)[0] for group in groups for requirement in group}
+    sources = [path for folder in OWN_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    imported = {DISTRIBUTIONS.get(m, m) for path in sources for m in modules_imported(path)}
+    assert imported - sys.stdlib_module_names - OWN_FOLDERS == named - TOOLS
 
 
 def variables_read(path: Path) -> Iterator[str]:
