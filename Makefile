@@ -33,10 +33,10 @@ lint: $(call environment,dev)  ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+# Of all that is installed, by public versions: no database knows torch's +cpu or +cu130.
 audit: $(call environment,dev) $(call environment,audit)  ## known vulnerabilities; needs the network
-	# of all that is installed, by public versions: no database knows torch's +cpu or +cu130
-	$(PY) -m pip freeze --exclude-editable | sed 's/+[^ ;]*//' > $(VENV)/installed.txt
-	$(PY) -m pip_audit --strict --disable-pip --no-deps -r $(VENV)/installed.txt $(ARGS)
+	$(PY) -m pip freeze --exclude-editable | sed 's/+[^ ;]*//' \
+	    | $(PY) -m pip_audit --strict --disable-pip --no-deps -r /dev/stdin $(ARGS)
 
 clean:
 	rm -rf $(VENV) bench_out demo_out build *.egg-info
