@@ -89,9 +89,9 @@ class SMLPBlock(nn.Module):
         """
         proj_h, proj_w, fuse = self.proj_h, self.proj_w, self.fuse
         return (
-            _computes(proj_h, nn.Linear)
-            and _computes(proj_w, nn.Linear)
-            and _computes(fuse, nn.Conv2d)
+            computes_only(proj_h, nn.Linear)
+            and computes_only(proj_w, nn.Linear)
+            and computes_only(fuse, nn.Conv2d)
             and proj_h.in_features == proj_h.out_features == self.height
             and proj_w.in_features == proj_w.out_features == self.width
             and fuse.in_channels == 3 * fuse.out_channels == 3 * self.channels
@@ -137,7 +137,7 @@ def require_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got one of layout {layout}")
 
 
-def _computes(module: nn.Module, kind: type[nn.Module]) -> bool:
+def computes_only(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling ``module`` does what ``kind`` does with its weight and bias, and no more."""
     state = module.__dict__
     return (

@@ -2,12 +2,12 @@
 
 import copy
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from smlp.block import SMLPBlock
+from smlp.block import SMLPBlock, computes_only
 from smlp.network import PyramidNetwork
 from smlp.sizes import Size, as_pair, positive_int, stage_sizes
 
@@ -29,7 +29,9 @@ def resize(network: Network, image_size: Size) -> Network:
         The copy, with the parameters' dtypes and devices; an optimizer has to be made anew for it.
 
     Raises:
-        TypeError: if ``network`` is none of ours or the size is no integer or pair of them.
+        TypeError: if ``network`` is none of ours, a projection has adapters, hooks or
+            parametrizations (merge or remove them first), or the size is no integer or pair of
+            them.
         ValueError: if the size does not divide as the network needs, or the network has a block of
             a size that none of its stages has.
     """
@@ -41,11 +43,14 @@ def resize(network: Network, image_size: Size) -> Network:
     new_sizes = stage_sizes(image_size, network.patch_size, len(network.depth))
     target = dict(zip(network.sizes, new_sizes, strict=True))
     for name, block in network.named_modules():
-        if isinstance(block, SMLPBlock) and (block.height, block.width) not in target:
+        if not isinstance(block, SMLPBlock):
+            continue
+        if (block.height, block.width) not in target:
             raise ValueError(
                 f"network: expected blocks of the stages' sizes {network.sizes}, "
                 f"got {block.height} x {block.width} in {name}"
             )
+        _require_plain_projections(block, "network", f"{name}.")
     resized = copy.deepcopy(network)
     resized.image_size = as_pair("image_size", image_size)
     for module in resized.modules():
@@ -80,16 +85,30 @@ def resize_block(block: SMLPBlock, height: int, width: int) -> SMLPBlock:
         The copy, with the parameters' dtypes and devices.
 
     Raises:
-        TypeError: if ``block`` is no :class:`SMLPBlock` or a size is no integer.
+        TypeError: if ``block`` is no :class:`SMLPBlock`, a projection has adapters, hooks or
+            parametrizations (merge or remove them first), or a size is no integer.
         ValueError: if a size is smaller than 1.
     """
     if not isinstance(block, SMLPBlock):
         raise TypeError(f"block: expected an SMLPBlock, got {type(block).__name__}")
     positive_int("height", height)
     positive_int("width", width)
+    _require_plain_projections(block, "block", "")
     resized = copy.deepcopy(block)
     _resize_in_place(resized, height, width)
     return resized
+
+
+def _require_plain_projections(block: SMLPBlock, argument: str, prefix: str) -> None:
+    """Raise a TypeError where a new projection would lose what a module does beside its weight."""
+    for name in ("proj_h", "proj_w"):
+        module = block.get_submodule(name)
+        if type(module) is not nn.Linear or not computes_only(module, nn.Linear):
+            raise TypeError(
+                f"{argument}: expected projections without adapters, hooks and parametrizations "
+                f"(merge or remove them first), got some on {prefix}{name}, a "
+                f"{type(module).__name__}"
+            )
 
 
 def _resize_in_place(block: SMLPBlock, height: int, width: int) -> None:
@@ -105,12 +124,14 @@ def _resized(projection: nn.Linear, size: int) -> nn.Linear:
         return projection
     weight, bias = projection.weight, projection.bias
     modes = _mode_map(old, size).to(weight.device)  # [size, old]
-    new = nn.utils.skip_init(nn.Linear, size, size, device=weight.device, dtype=weight.dtype)
+    factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    new = nn.utils.skip_init(nn.Linear, size, size, bias=bias is not None, **factory)
     with torch.no_grad():
         new.weight.copy_(modes @ weight.double() @ modes.T)
-        new.bias.copy_(math.sqrt(size / old) * (modes @ bias.double()))
+        if bias is not None:
+            new.bias.copy_(math.sqrt(size / old) * (modes @ bias.double()))
+            new.bias.requires_grad_(bias.requires_grad)
     new.weight.requires_grad_(weight.requires_grad)
-    new.bias.requires_grad_(bias.requires_grad)
     return new.train(projection.training)
 
 

@@ -265,3 +265,34 @@ def test_block_of_no_stage() -> None:
     message = "expected blocks of the stages' sizes [(8, 8), (4, 4)], got 3 x 4 in layers.1.model.0"
     with pytest.raises(ValueError, match=re.escape(message)):
         resize(model, 32)
+
+
+def hooked(module: nn.Linear) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    "change", [hooked, nn.utils.parametrizations.weight_norm, lambda m: nn.Sequential(m)]
+)
+@pytest.mark.parametrize("name", ["proj_h", "proj_w"])
+def test_changed_projections_are_not_lost(
+    change: Callable[[nn.Linear], nn.Module], name: str
+) -> None:
+    model = SparseMLP(16, 2, 1, 2, 4, (1, 1))
+    block = model.layers[1].model[0][1].fn[0]
+    setattr(block, name, change(getattr(block, name)))
+    message = "expected projections without adapters, hooks and parametrizations"
+    with pytest.raises(TypeError, match=f"block: {message}.*got some on {name}, a "):
+        resize_block(block, 8, 8)
+    where = rf"layers\.1\.model\.0\.1\.fn\.0\.{name}, a "
+    with pytest.raises(TypeError, match=f"network: {message}.*got some on {where}"):
+        resize(model, 32)
+
+
+def test_projections_without_bias() -> None:
+    block = random_block(6, 5)
+    block.proj_h = nn.Linear(6, 6, bias=False, dtype=torch.float64)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    resized = resize_block(block, 9, 5)
+    torch.testing.assert_close(resized(interpolate(x, 9, 5)), interpolate(block(x), 9, 5), **CLOSE)
