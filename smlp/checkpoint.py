@@ -1,10 +1,11 @@
 """Loading weights in any published layout, and saving them in the paper's."""
 
 import argparse
+import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,14 +261,21 @@ def _read(path: Path) -> object:
             raise ModuleNotFoundError(
                 f"reading {path} needs safetensors: pip install safetensors", name=error.name
             ) from error
-    try:
+    with reading("source", "a file of tensors", path):
         return read(path)
+
+
+@contextlib.contextmanager
+def reading(argument: str, expected: str, path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a file, other than an OSError, into a ValueError."""
+    try:
+        yield
     except OSError:
         raise
     except Exception as error:  # anything, where bytes are damaged
         # without the error's text: torch's advises to load the file unsafely
         raise ValueError(
-            f"source: expected a file of tensors, got {path}, which cannot be read without running "
+            f"{argument}: expected {expected}, got {path}, which cannot be read without running "
             f"code from it, or is damaged ({type(error).__name__})"
         ) from error
 

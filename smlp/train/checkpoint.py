@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from smlp.checkpoint import reading
 from smlp.train.parallel import World
 
 # Sharded or not, a checkpoint holds whole tensors under plain names, so that it can go on with
@@ -51,21 +52,14 @@ def load(path: Path, argument: str = "resume") -> dict[str, Any]:
     Raises:
         ValueError: if the file is no such checkpoint.
     """
+    expected = "a checkpoint of smlp train"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with reading(argument, expected, path):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(
-            f"{argument}: expected a checkpoint of smlp train in {path}: {error.strerror}"
-        ) from None
-    except Exception as error:  # whose text advises to load the file unsafely
-        raise ValueError(
-            f"{argument}: expected a checkpoint of smlp train in {path}, which cannot be read "
-            f"without running code from it, or is damaged ({type(error).__name__})"
-        ) from error
+        raise ValueError(f"{argument}: expected {expected} in {path}: {error.strerror}") from None
     if not isinstance(content, dict):
-        raise ValueError(
-            f"{argument}: expected a checkpoint of smlp train in {path}, got other data"
-        )
+        raise ValueError(f"{argument}: expected {expected} in {path}, got other data")
     return content
 
 
