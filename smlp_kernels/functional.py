@@ -1,6 +1,7 @@
 """``fused_smlp``: the block as a function; checks, autocast, and the way to kernels or PyTorch."""
 
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -156,7 +157,7 @@ def fallback_reason(x: Tensor) -> str | None:
     """Why an input of this shape, type and device runs on PyTorch; None where the kernels do.
 
     Args:
-        x: ``[B, C, H, W]``; only its shape, type and device are looked at.
+        x: ``[B, C, H, W]``; its values are not looked at.
     """
     _, channels, height, width = x.shape
     if os.environ.get("SMLP_KERNELS_DISABLE") == "1":
@@ -165,6 +166,8 @@ def fallback_reason(x: Tensor) -> str | None:
         return f"height and width are {height} and {width}; the kernels go to {MAX_SIZE}"
     if channels > MAX_CHANNELS:
         return f"there are {channels} channels; the kernels go to {MAX_CHANNELS}"
+    if is_dtensor(x):
+        return "it is a DTensor; the kernels take the tensors of one process"
     if x.dtype not in DTYPES:
         return f"the type is {x.dtype}; the kernels take {', '.join(map(str, DTYPES))}"
     if x.is_cuda:
@@ -176,3 +179,9 @@ def fallback_reason(x: Tensor) -> str | None:
         # the interpreter multiplies bfloat16 as if its bits were integers
         return "Triton's interpreter has no bfloat16" if x.dtype == torch.bfloat16 else None
     return f"the device is {x.device.type}; the kernels need an NVIDIA GPU"
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor, without importing these, which takes seconds."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)

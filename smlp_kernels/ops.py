@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from smlp_kernels import compute
 
@@ -195,6 +196,23 @@ def _each(
             value if dim is None else value.select(dim, index)
             for value, dim in zip(arguments, in_dims, strict=True)
         )
+
+
+# Of the formula, as PyTorch counts for the plain block; not of what the kernels compute anew.
+
+
+@register_flop_formula(torch.ops.smlp_kernels.mix)
+def _mix_flops(x: torch.Size, *_: object, **__: object) -> int:
+    _, channels, height, width = x
+    return 2 * x.numel() * (height + width + 3 * channels)
+
+
+@register_flop_formula(torch.ops.smlp_kernels.mix_weight_grad)
+def _mix_weight_grad_flops(dy: torch.Size, *arguments: Any, **_: object) -> int:
+    _, channels, height, width = dy
+    need_proj_h, need_proj_w, need_fuse = arguments[-3:]
+    sums = need_proj_h * height + need_proj_w * width + need_fuse * 3 * channels
+    return 2 * dy.numel() * sums
 
 
 class Differentiable(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from smlp_kernels import fallback_reason, functional, fused_smlp
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
@@ -117,3 +118,30 @@ def test_large_sizes_fall_back_to_the_same_values() -> None:
     values = Case(1, 257, 2, 2).arguments(torch.float64)
     exact = formula(*to_float64(values))
     assert_close(fused_smlp(*values), exact, None, eps=EPS[torch.float64])
+
+
+@pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="needs a torch with gloo"
+)
+def test_tensors_of_several_processes_run_on_pytorch() -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    values = [v.requires_grad_() for v in Case(2, 5, 6, 4).arguments(torch.float64)]
+    exact = formula(*values)
+    expected = torch.autograd.grad(exact.square().sum(), values)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh(DEVICE, (1,))
+        leaves = [
+            distribute_tensor(value.detach(), mesh, [Replicate() if index else Shard(0)])
+            for index, value in enumerate(values)
+        ]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        assert "DTensor" in (fallback_reason(leaves[0]) or "")
+        y = fused_smlp(*leaves)
+        assert y.placements == (Shard(0),)
+        actual = torch.autograd.grad(y.square().sum(), leaves)
+        for got, want in zip((y, *actual), (exact, *expected), strict=True):
+            torch.testing.assert_close(got.full_tensor(), want, rtol=1e-12, atol=1e-12)
+    finally:
+        dist.destroy_process_group()

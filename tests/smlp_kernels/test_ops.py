@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from smlp import SMLPBlock, SparseMLP
 from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp, ops
@@ -135,3 +136,17 @@ def test_per_sample_weight_gradients() -> None:
         )
 
     assert_close(per_sample(fused_smlp), per_sample(formula), None, eps=EPS[torch.float64])
+
+
+@pytest.mark.parametrize("frozen", [[], ["proj_h", "proj_w"], ["fuse"], ["proj_h", "fuse"]])
+def test_counted_operations_are_the_plain_blocks(frozen: list[str]) -> None:
+    plain = SMLPBlock(3, 4, 2, device=DEVICE)
+    fused = FusedSMLPBlock(3, 4, 2, device=DEVICE)
+    counts = []
+    for block in (plain, fused):
+        for name in frozen:
+            block.get_submodule(name).requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            block(torch.randn(5, 2, 3, 4, device=DEVICE, requires_grad=True)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[1] == counts[0] > 0
