@@ -202,14 +202,14 @@ def _each(
 
 
 @register_flop_formula(torch.ops.smlp_kernels.mix)
-def _mix_flops(x: torch.Size, *_: object, **__: object) -> int:
-    _, channels, height, width = x
+def _mix_flops(x: torch.Size, *_: object, out_shape: object) -> int:
+    channels, height, width = x[1:]
     return 2 * x.numel() * (height + width + 3 * channels)
 
 
 @register_flop_formula(torch.ops.smlp_kernels.mix_weight_grad)
-def _mix_weight_grad_flops(dy: torch.Size, *arguments: Any, **_: object) -> int:
-    _, channels, height, width = dy
+def _mix_weight_grad_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> int:
+    channels, height, width = dy[1:]
     need_proj_h, need_proj_w, need_fuse = arguments[-3:]
     sums = need_proj_h * height + need_proj_w * width + need_fuse * 3 * channels
     return 2 * dy.numel() * sums
