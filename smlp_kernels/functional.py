@@ -1,7 +1,6 @@
 """``fused_smlp``: the block as a function; checks, autocast, and the way to kernels or PyTorch."""
 
 import os
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -125,7 +124,11 @@ def dispatch(
     autocast = autocast_type(x)
     if autocast is not None:
         x = under_autocast(x, weights, autocast)
-    if forward_ad._current_level >= 0 or fallback_reason(x) is not None:
+    if (
+        forward_ad._current_level >= 0
+        or any(map(is_wrapper, weights))
+        or fallback_reason(x) is not None
+    ):
         weight_fuse = weight_fuse.reshape(*weight_fuse.shape[:2], 1, 1)
         if bias_fuse is None or bias_fuse.dim() == 1:
             return smlp(x, *weights[:4], weight_fuse, bias_fuse)
@@ -166,8 +169,8 @@ def fallback_reason(x: Tensor) -> str | None:
         return f"height and width are {height} and {width}; the kernels go to {MAX_SIZE}"
     if channels > MAX_CHANNELS:
         return f"there are {channels} channels; the kernels go to {MAX_CHANNELS}"
-    if is_dtensor(x):
-        return "it is a DTensor; the kernels take the tensors of one process"
+    if is_wrapper(x):
+        return f"it is a {type(x).__name__}, whose class does not know the kernels"
     if x.dtype not in DTYPES:
         return f"the type is {x.dtype}; the kernels take {', '.join(map(str, DTYPES))}"
     if x.is_cuda:
@@ -181,7 +184,9 @@ def fallback_reason(x: Tensor) -> str | None:
     return f"the device is {x.device.type}; the kernels need an NVIDIA GPU"
 
 
-def is_dtensor(x: Tensor) -> bool:
-    """Whether ``x`` is a DTensor, without importing these, which takes seconds."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+def is_wrapper(tensor: Tensor | None) -> bool:
+    """Whether its class holds other tensors and defines PyTorch's operators on them.
+
+    As DTensor does, and the quantized weights of torchao.
+    """
+    return hasattr(type(tensor), "__tensor_flatten__")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from smlp_kernels import fallback_reason, functional, fused_smlp
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
@@ -118,6 +119,49 @@ def test_large_sizes_fall_back_to_the_same_values() -> None:
     values = Case(1, 257, 2, 2).arguments(torch.float64)
     exact = formula(*to_float64(values))
     assert_close(fused_smlp(*values), exact, None, eps=EPS[torch.float64])
+
+
+class Quantized(torch.Tensor):
+    """As weights of quantization libraries: integers and a scale, with rules for ATen's operators.
+
+    Its values are rounded to halves.
+    """
+
+    @staticmethod
+    def __new__(cls, halves: Tensor, dtype: torch.dtype) -> "Quantized":
+        return torch.Tensor._make_wrapper_subclass(
+            cls, halves.shape, dtype=dtype, device=halves.device
+        )
+
+    def __init__(self, halves: Tensor, dtype: torch.dtype) -> None:
+        self.halves = halves
+
+    def __tensor_flatten__(self) -> tuple[list[str], torch.dtype]:
+        return ["halves"], self.dtype
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func.namespace != "aten":
+            raise NotImplementedError(f"no rule for {func}")
+
+        def dense(value: object) -> object:
+            return value.halves.to(value.dtype) / 2 if isinstance(value, cls) else value
+
+        return func(*map(dense, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("index", [1, 3, 5])
+def test_weights_with_operators_of_their_own_run_on_pytorch(index: int) -> None:
+    values = Case(2, 5, 6, 4).arguments(torch.float64)
+    halves = (2 * values[index]).round().to(torch.int8)
+    values[index] = halves.double() / 2
+    values[0].requires_grad_()
+    exact = formula(*values)
+    (expected,) = torch.autograd.grad(exact.square().sum(), values[0])
+    actual = fused_smlp(*values[:index], Quantized(halves, torch.float64), *values[index + 1 :])
+    assert_close(actual, exact, None, eps=EPS[torch.float64])
+    (actual,) = torch.autograd.grad(actual.square().sum(), values[0])
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.skipif(
