@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from smlp import data
 from smlp.data import ImageSplit
-from smlp.train.config import BUNDLED, TrainConfig
+from smlp.train.config import TrainConfig
 from smlp.train.parallel import World
 
 Batch = tuple[Tensor, Tensor]
@@ -104,30 +103,3 @@ class InMemory:
         images, labels = self._test
         for share in held_out_shares(self.test_count, self._config.batch_size, self._world):
             yield images[share], labels[share]
-
-
-def open_source(config: TrainConfig, world: World) -> Source:
-    """Open the data of ``config``.
-
-    Raises:
-        ValueError: if there is no such data, or the batch does not divide or exceeds it.
-        ImportError: if a package is missing, with the command that installs it.
-    """
-    if config.batch_size % world.size:
-        raise ValueError(
-            f"batch_size: expected a multiple of the {world.size} processes, "
-            f"got {config.batch_size}"
-        )
-    source: Source
-    if config.data in BUNDLED:
-        source = InMemory(getattr(data, config.data)(), config, world)
-    else:
-        from smlp.train.image_folder import ImageFolderSource
-
-        source = ImageFolderSource(config, world)
-    if config.batch_size > source.train_count:
-        raise ValueError(
-            f"batch_size: expected at most the {source.train_count} training images, "
-            f"got {config.batch_size}"
-        )
-    return source

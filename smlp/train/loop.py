@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 from smlp.train import parallel, state
 from smlp.train.config import TrainConfig
 from smlp.train.evaluate import Outcome, evaluate_run
-from smlp.train.loaders import Source, open_source
+from smlp.train.loaders import Source
 from smlp.train.logs import Log, progress
 from smlp.train.models import MODEL
 from smlp.train.parallel import World
 from smlp.train.run import Run, build
+from smlp.train.sources import open_source
 
 _logger = logging.getLogger(__name__)
 
