@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from smlp_kernels import aot
-from smlp_kernels.configs import weight_grad_config
 from smlp_kernels.launch import Call
 from smlp_kernels.mix_launch import mix_calls
-from smlp_kernels.weight_grad_launch import fuse_grad_call, proj_grad_call
+from smlp_kernels.weight_grad_launch import weight_grad_calls
 
 SIZES = (56, 28, 14, 7)
 WIDTHS = {"tiny": (80, 160, 320, 640), "small": (96, 192, 384, 768), "base": (112, 224, 448, 896)}
@@ -59,25 +58,24 @@ class Case:
         """Every call of a training step of the block, on tensors without memory."""
         dtype, precision = DTYPES[self.dtype]
         torch.backends.cuda.matmul.fp32_precision = precision
-        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
         h, w, c = self.height, self.width, self.channels
 
-        def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        def empty(*shape: int) -> torch.Tensor:
             return torch.empty(*shape, device="meta", dtype=dtype)
 
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         x = empty(BATCH, c, h, w).contiguous(memory_format=layout)
         weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
-        config = weight_grad_config(c, dtype, self.arch, precision, self.channels_last)
-        partial_h = empty(config.proj_splits, h * (h + 1), dtype=accumulator)
-        partial_w = empty(config.proj_splits, w * (w + 1), dtype=accumulator)
-        partial_fuse = empty(config.fuse_splits(c), c * (3 * c + 1), dtype=accumulator)
         without_bias = (weights[0], None, weights[2], None, weights[4], None)
         *before, forward = mix_calls(x, *weights, empty(c), x, False, self.arch)
+        _, (projections, fuse, sums) = weight_grad_calls(
+            x, x, *weights, True, True, True, self.arch
+        )
         calls = {
             "forward": forward,
-            "projection gradients": proj_grad_call(config, x, x, weights[4], partial_h, partial_w),
-            "fuse gradient": fuse_grad_call(config, x, x, *weights[:4], partial_fuse),
+            "projection gradients": projections,
+            "fuse gradient": fuse,
+            "sums of them": sums,
         }
         if before:  # where an axis is long
             calls["projection along H"] = before[0]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 INT32_MAX = 2**31 - 1
+PLANS = 1024  # kept per process and operator: one for each combination of shapes, strides and types
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # fixed when the kernels are imported
 
 Strides = tuple[int, ...]
@@ -80,6 +82,15 @@ def warn_once(message: str) -> None:
 def dense(bias: Tensor | None) -> Tensor | None:
     """The kernels take biases without strides; gradients in their place may be expanded."""
     return None if bias is None else bias.contiguous()
+
+
+def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+    """Weights in the type of ``x``; what autocast converts takes one launch for all of them."""
+    if all(weight.dtype == x.dtype for weight in weights):
+        return weights
+    converted = [torch.empty_like(weight, dtype=x.dtype) for weight in weights]
+    torch._foreach_copy_(converted, weights)
+    return converted
 
 
 def fuse_strides(fuse: Tensor) -> tuple[int, int, int]:

@@ -15,9 +15,17 @@ from smlp_kernels.configs import (
 )
 from smlp_kernels.kernels.mix import mix_kernel
 from smlp_kernels.kernels.project import project_h_kernel
-from smlp_kernels.launch import Call, Plan, Strides, any_index_64, fuse_strides, input_precision
-
-PLANS = 1024  # kept per process: one for each combination of shapes, strides and types
+from smlp_kernels.launch import (
+    PLANS,
+    Call,
+    Plan,
+    Strides,
+    any_index_64,
+    dense,
+    fuse_strides,
+    in_type_of,
+    input_precision,
+)
 
 
 def mix_calls(
@@ -33,10 +41,12 @@ def mix_calls(
     arch: int,
     config: MixConfig | None = None,
 ) -> list[Call]:
-    """The calls that write ``y``, all weights in the type of ``x``.
+    """The calls that write ``y``.
 
     That is one of ``mix_kernel``; where an axis is long, one of ``project_h_kernel`` before it.
     """
+    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
+    bias_h, bias_w = dense(bias_h), dense(bias_w)
     precision = input_precision(x.dtype)
     x_h = torch.empty_like(y) if has_long_axis(*x.shape[2:]) else None
     plan = mix_plan(

@@ -15,8 +15,8 @@ Shapes: x and dy [B, C, H, W] with any strides; proj_h [H, H], bias_h [H], proj_
 bias_w [W], fuse [C, 3C] or [C, 3C, 1, 1], bias [C] or [C, H, W], each in any floating type:
 products are taken in the type of x and accumulated in float32 (float64 for float64). ``mix``
 returns the type and the memory format of x. ``mix_weight_grad`` returns the gradients of proj_h,
-bias_h, proj_w, bias_w, fuse and a bias [C] in the accumulators' type, and empty tensors in the
-place of those not needed.
+bias_h, proj_w, bias_w, fuse and a bias [C], rounded once to the type of their weight, and empty
+tensors in the place of those not needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from smlp_kernels import compute
+from smlp_kernels.weight_grad_launch import empty_grads
 
 Grads = tuple[Tensor | None, ...]
 
@@ -64,12 +65,7 @@ def _mix_weight_grad_fake(
     need_proj_w: bool,
     need_fuse: bool,
 ) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    outputs: list[Tensor] = []
-    for weight, needed in ((proj_h, need_proj_h), (proj_w, need_proj_w), (fuse, need_fuse)):
-        outputs.append(x.new_empty(weight.shape if needed else 0, dtype=dtype))
-        outputs.append(x.new_empty(weight.shape[0] if needed else 0, dtype=dtype))
-    return tuple(outputs)
+    return empty_grads(x, (proj_h, proj_w, fuse), (need_proj_h, need_proj_w, need_fuse))
 
 
 def mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -104,11 +100,7 @@ def weight_grads(
     proj_h, bias_h, proj_w, bias_w, fuse = weights
     need = (want[0] or want[1], want[2] or want[3], want[4] or want[5])
     grads = MixWeightGrad.call(dy, x, proj_h, bias_h, proj_w, bias_w, fuse, *need)
-    types = (proj_h, proj_h, proj_w, proj_w, fuse, fuse)
-    return tuple(
-        grad.to(weight.dtype) if wanted else None
-        for grad, weight, wanted in zip(grads, types, want, strict=True)
-    )
+    return tuple(grad if wanted else None for grad, wanted in zip(grads, want, strict=True))
 
 
 def mix_weight_grad_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

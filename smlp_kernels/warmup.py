@@ -180,11 +180,8 @@ def calls_of(operation: Operation) -> list[Call]:
         return weight_grad_calls(*(*arguments, arch, grad_config))[1]
     config = autotune.mix_config_like(first) if compute.AUTOTUNE else None
     x, proj_h, bias_h, proj_w, bias_w, fuse, bias, *transposed = arguments
-    proj_h, proj_w, fuse = (weight.to(x.dtype) for weight in (proj_h, proj_w, fuse))
-    biases = launch.dense(bias_h), launch.dense(bias_w)
-    y = torch.empty_like(x)
-    weights = (proj_h, biases[0], proj_w, biases[1], fuse, bias)
-    return mix_calls(x, *weights, y, any(transposed), arch, config)
+    weights = (proj_h, bias_h, proj_w, bias_w, fuse, bias)
+    return mix_calls(x, *weights, torch.empty_like(x), any(transposed), arch, config)
 
 
 def shape_of(tensor: Tensor) -> Tensor:

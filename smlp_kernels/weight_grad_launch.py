@@ -1,20 +1,33 @@
-"""What the weight-gradient kernels are called with, from which tiles, and their partial sums."""
+"""What the weight-gradient kernels are called with: tiles, partial results and their sums."""
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from smlp_kernels.configs import LineTile, WeightGradConfig, pieces_of, weight_grad_config
+from smlp_kernels.kernels.partial_sums import partial_sums_kernel
 from smlp_kernels.kernels.weight_grad import fuse_grad_kernel, proj_grad_kernel
 from smlp_kernels.launch import (
+    PLANS,
     Call,
     Plan,
+    Strides,
     any_index_64,
     dense,
     fuse_strides,
+    in_type_of,
     input_precision,
 )
+
+SUM_TILE = 1024  # elements that a program of partial_sums_kernel adds at a time: 8 a thread
+SUM_ROWS = 32  # partial results of them at most
+SUM_WARPS = 4
+
+Grads = tuple[Tensor, ...]
+Needed = tuple[bool, bool, bool]  # the gradients of proj_h, proj_w and fuse, each with its bias'
 
 
 def weight_grad_calls(
@@ -30,40 +43,45 @@ def weight_grad_calls(
     need_fuse: bool,
     arch: int,
     config: WeightGradConfig | None = None,
-) -> tuple[tuple[Tensor, Tensor, Tensor], list[Call]]:
-    """Partial sums of the gradients of proj_h, proj_w and fuse, and the calls that write them."""
-    batch, channels, height, width = x.shape
-    weights = [weight.to(x.dtype) for weight in (proj_h, proj_w, fuse)]
+) -> tuple[Grads, list[Call]]:
+    """The gradients, to be filled, and the calls that fill them: partial results, then sums."""
+    needed = (need_proj_h, need_proj_w, need_fuse)
+    grads = empty_grads(x, (proj_h, proj_w, fuse), needed)
+    if not any(needed):
+        return grads, []
     bias_h, bias_w = both_biases(bias_h, bias_w, x)
-    config = config or weight_grad_config(
-        channels,
+    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
+    plans = weight_grad_plans(
+        x.shape,
+        dy.stride(),
+        x.stride(),
+        (*proj_h.stride(), *proj_w.stride()),
+        fuse_strides(fuse),
+        bias_h is not None,
+        needed,
         x.dtype,
-        arch,
         input_precision(x.dtype),
-        channels_last=x.stride(1) == 1 and dy.stride(1) == 1,
+        arch,
+        config,
     )
-
-    def partial(splits: int, tile: LineTile, size: int) -> Tensor:
-        # more partial results than there are tiles to share out would be empty
-        tiles = tile.tiles(batch, height, width) if x.numel() else 0
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.new_empty((min(splits, tiles), size), dtype=dtype)
-
-    proj_tile, fuse_tile = config.proj_tile(height, width), config.fuse_tile(height, width)
-    size_h = height * (height + 1) if need_proj_h else 0
-    size_w = width * (width + 1) if need_proj_w else 0
-    size_fuse = channels * (3 * channels + 1) if need_fuse else 0
-    partial_h = partial(config.proj_splits, proj_tile, size_h)
-    partial_w = partial(config.proj_splits, proj_tile, size_w)
-    partial_fuse = partial(config.fuse_splits(channels), fuse_tile, size_fuse)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    partial_h, partial_w, partial_fuse = (x.new_empty(p, dtype=dtype) for p in plans.partials)
     calls = []
-    if x.numel() and (need_proj_h or need_proj_w):
-        calls.append(proj_grad_call(config, dy, x, weights[2], partial_h, partial_w))
-    if x.numel() and need_fuse:
-        calls.append(
-            fuse_grad_call(config, dy, x, weights[0], bias_h, weights[1], bias_w, partial_fuse)
-        )
-    return (partial_h, partial_w, partial_fuse), calls
+    if plans.proj is not None:
+        calls.append(Call(plans.proj, (dy, x, fuse, partial_h, partial_w)))
+    if plans.fuse is not None:
+        calls.append(Call(plans.fuse, (dy, x, proj_h, bias_h, proj_w, bias_w, partial_fuse)))
+    calls.append(Call(plans.sums, (partial_h, partial_w, partial_fuse, *grads)))
+    return grads, calls
+
+
+def empty_grads(x: Tensor, weights: tuple[Tensor, Tensor, Tensor], needed: Needed) -> Grads:
+    """Tensors for the gradients of three weights and their biases; empty where not needed."""
+    grads: list[Tensor] = []
+    for weight, wanted in zip(weights, needed, strict=True):
+        grads.append(x.new_empty(weight.shape if wanted else 0, dtype=weight.dtype))
+        grads.append(x.new_empty(weight.shape[0] if wanted else 0, dtype=weight.dtype))
+    return tuple(grads)
 
 
 def both_biases(
@@ -78,76 +96,110 @@ def both_biases(
     return dense(bias_h), dense(bias_w.to(bias_h.dtype))
 
 
-def proj_grad_call(
-    config: WeightGradConfig,
-    dy: Tensor,
-    x: Tensor,
-    fuse: Tensor,
-    partial_h: Tensor,
-    partial_w: Tensor,
-) -> Call:
-    """The call of ``proj_grad_kernel``; a partial result of no columns is not computed."""
-    batch, _, height, width = x.shape
-    splits = partial_h.shape[0]
-    blocks_h, blocks_w = config.proj_blocks(height, width)
-    programs_h = splits * blocks_h if partial_h.shape[1] else 0
-    programs_w = splits * blocks_w if partial_w.shape[1] else 0
-    plan = Plan(
-        proj_grad_kernel,
-        programs_h + programs_w,
-        (splits, programs_h, batch, *dy.stride(), *x.stride(), *fuse_strides(fuse)),
-        {
-            **weight_grad_constants(config.proj_tile(height, width), dy, x),
-            "BLOCK_O": config.proj_block_o,
-            "BLOCK_C": config.proj_block_c,
-        },
-        config.num_warps,
-        config.num_stages,
+class WeightGradPlans(NamedTuple):
+    """The launches for the gradients of the weights, None where one is not needed."""
+
+    partials: tuple[tuple[int, int], ...]  # shapes of the partial results: how many, of what size
+    proj: Plan | None
+    fuse: Plan | None
+    sums: Plan
+
+
+@functools.lru_cache(PLANS)
+def weight_grad_plans(
+    shape: torch.Size,
+    dy_strides: Strides,
+    x_strides: Strides,
+    proj_strides: Strides,  # of both, along out and in
+    fuse_strides: Strides,
+    has_bias: bool,
+    needed: Needed,
+    dtype: torch.dtype,
+    precision: str,
+    arch: int,
+    config: WeightGradConfig | None,
+) -> WeightGradPlans:
+    """The plans; without a ``config`` from the tiles for this size and chip."""
+    batch, channels, height, width = shape
+    channels_last = x_strides[1] == 1 and dy_strides[1] == 1
+    config = config or weight_grad_config(channels, dtype, arch, precision, channels_last)
+    proj_tile, fuse_tile = config.proj_tile(height, width), config.fuse_tile(height, width)
+
+    def splits(most: int, tile: LineTile) -> int:
+        # more partial results than there are tiles to share out would be empty
+        return min(most, tile.tiles(batch, height, width)) if batch else 0
+
+    def constants(tile: LineTile) -> dict[str, Any]:
+        return {
+            "CHANNELS": channels,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "LINES": tile.lines,
+            "POSITIONS": tile.positions,
+            "INDEX_64": any_index_64(shape, 1, x_strides, dy_strides),
+            "PRECISION": precision,
+        }
+
+    proj_splits = splits(config.proj_splits, proj_tile)
+    fuse_splits = splits(config.fuse_splits(channels), fuse_tile)
+    need_proj_h, need_proj_w, need_fuse = needed
+    partials = (
+        (proj_splits, height * (height + 1) if need_proj_h else 0),
+        (proj_splits, width * (width + 1) if need_proj_w else 0),
+        (fuse_splits, channels * (3 * channels + 1) if need_fuse else 0),
     )
-    return Call(plan, (dy, x, fuse, partial_h, partial_w))
-
-
-def fuse_grad_call(
-    config: WeightGradConfig,
-    dy: Tensor,
-    x: Tensor,
-    proj_h: Tensor,
-    bias_h: Tensor | None,
-    proj_w: Tensor,
-    bias_w: Tensor | None,
-    partial: Tensor,
-) -> Call:
-    """The call of ``fuse_grad_kernel``."""
-    batch, channels, height, width = x.shape
-    splits = partial.shape[0]
-    block_c, rest_c = pieces_of(config.fuse_block_c)
-    plan = Plan(
-        fuse_grad_kernel,
-        3 * splits * config.fuse_tiles(channels),
-        (splits, batch, *dy.stride(), *x.stride(), *proj_h.stride(), *proj_w.stride()),
+    proj = fuse = None
+    if batch and (need_proj_h or need_proj_w):
+        blocks_h, blocks_w = config.proj_blocks(height, width)
+        programs_h = proj_splits * blocks_h if need_proj_h else 0
+        programs_w = proj_splits * blocks_w if need_proj_w else 0
+        proj = Plan(
+            proj_grad_kernel,
+            programs_h + programs_w,
+            (proj_splits, programs_h, batch, *dy_strides, *x_strides, *fuse_strides),
+            {
+                **constants(proj_tile),
+                "BLOCK_O": config.proj_block_o,
+                "BLOCK_C": config.proj_block_c,
+            },
+            config.num_warps,
+            config.num_stages,
+        )
+    if batch and need_fuse:
+        block_c, rest_c = pieces_of(config.fuse_block_c)
+        fuse = Plan(
+            fuse_grad_kernel,
+            3 * fuse_splits * config.fuse_tiles(channels),
+            (fuse_splits, batch, *dy_strides, *x_strides, *proj_strides),
+            {
+                **constants(fuse_tile),
+                "BLOCK_O": config.fuse_block_o,
+                "BLOCK_C": block_c,
+                "REST_C": rest_c,
+                "HAS_BIAS": has_bias,
+                "CHANNELS_LAST": x_strides[1] == 1,
+            },
+            config.num_warps,
+            config.num_stages,
+        )
+    most = (config.proj_splits, config.proj_splits, config.fuse_splits(channels))
+    rows = [min(SUM_ROWS, pieces_of(count)[0]) for count in most]
+    programs = [
+        triton.cdiv(size, SUM_TILE // row) for (_, size), row in zip(partials, rows, strict=True)
+    ]
+    sums = Plan(
+        partial_sums_kernel,
+        sum(programs),
+        (proj_splits, fuse_splits, *programs[:2]),
         {
-            **weight_grad_constants(config.fuse_tile(height, width), dy, x),
-            "BLOCK_O": config.fuse_block_o,
-            "BLOCK_C": block_c,
-            "REST_C": rest_c,
-            "HAS_BIAS": bias_h is not None,
-            "CHANNELS_LAST": x.stride(1) == 1,
+            "CHANNELS": channels,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "ROWS_PROJ": rows[0],
+            "ROWS_FUSE": rows[2],
+            "TILE": SUM_TILE,
         },
-        config.num_warps,
-        config.num_stages,
+        SUM_WARPS,
+        1,
     )
-    return Call(plan, (dy, x, proj_h, bias_h, proj_w, bias_w, partial))
-
-
-def weight_grad_constants(tile: LineTile, dy: Tensor, x: Tensor) -> dict[str, Any]:
-    """Constants that both weight-gradient kernels take."""
-    _, channels, height, width = x.shape
-    return {
-        "CHANNELS": channels,
-        "HEIGHT": height,
-        "WIDTH": width,
-        "LINES": tile.lines,
-        "POSITIONS": tile.positions,
-        "INDEX_64": any_index_64(x.shape, 1, x.stride(), dy.stride()),
-        "PRECISION": input_precision(x.dtype),
-    }
+    return WeightGradPlans(partials, proj, fuse, sums)

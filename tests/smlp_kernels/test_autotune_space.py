@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smlp.functional import smlp
-from smlp_kernels import autotune_space, compute, mix_launch, weight_grad_launch
+from smlp_kernels import autotune_space, mix_launch, weight_grad_launch
 from smlp_kernels.autotune import MIX, WEIGHT_GRAD, Search
 from smlp_kernels.autotune_space import Chip, Problem
 from smlp_kernels.configs import MixConfig, width_of
@@ -89,16 +89,11 @@ def test_every_weight_gradient_tile_is_right() -> None:
     x, proj_h, bias_h, proj_w, bias_w, fuse, _ = arguments
     formula(x.double(), *weights).backward(dy.double())
     for config in space_of(WEIGHT_GRAD, PROBLEM, CHIP):
-        partials, calls = weight_grad_launch.weight_grad_calls(
+        grads, calls = weight_grad_launch.weight_grad_calls(
             dy, x, proj_h, bias_h, proj_w, bias_w, fuse, True, True, True, CHIP.arch, config
         )
         for call in calls:
             call.launch(x)
-        grads = [
-            grad
-            for partial, weight in zip(partials, (proj_h, proj_w, fuse), strict=True)
-            for grad in compute.weight_and_bias(partial.sum(0), weight)
-        ]
         for name, grad, weight in zip(NAMES[1:], grads, weights, strict=True):
             assert_close(
                 grad, weight.grad, None, eps=EPS[torch.float32],

@@ -106,7 +106,8 @@ def test_a_failed_launch_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = [a.requires_grad_() for a in CASE.arguments(torch.float32)]
     expected = step(arguments)
     launch_kernel = launch.Call.launch
-    for kernel in ("mix_kernel", "proj_grad_kernel", "fuse_grad_kernel"):
+    gradients = ("proj_grad_kernel", "fuse_grad_kernel", "partial_sums_kernel")
+    for kernel in ("mix_kernel", *gradients):
 
         def fail(call: launch.Call, device_of: Tensor, kernel: str = kernel) -> None:
             if call.plan.kernel.__name__ == kernel:
@@ -163,6 +164,6 @@ def test_a_pipeline_that_does_not_fit_is_shortened(
         for actual, healthy in zip(step(arguments), expected, strict=True):
             assert torch.equal(actual, healthy)
     shortened = [stages for stages in tried if stages <= most]
-    assert len(shortened) == 2 * 4  # mix twice and both weight-gradient kernels, in each step
+    assert len(shortened) == 2 * 5  # mix twice, both weight gradients and their sums, in each step
     warned = [r.getMessage() for r in caplog.records if "num_stages=" in r.getMessage()]
     assert len(warned) == len(set(warned)) and (len(warned) >= 3) == (most == 1)

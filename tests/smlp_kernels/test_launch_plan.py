@@ -73,6 +73,7 @@ def rows() -> list[list[Any]]:
     ("kernel", "height"),
     [
         *(("mix_kernel", 14), ("proj_grad_kernel", 14), ("fuse_grad_kernel", 14)),
+        ("partial_sums_kernel", 14),
         *(("project_h_kernel", 72), ("mix_kernel", 72)),  # a long axis
     ],
 )
