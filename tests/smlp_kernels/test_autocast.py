@@ -50,8 +50,19 @@ def test_types_are_the_plain_blocks(
 @pytest.mark.parametrize("weights", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("x", [torch.float16, torch.float32], ids=str)
 def test_values(x: torch.dtype, weights: torch.dtype) -> None:
-    arguments = [CASE.arguments(x)[0], *CASE.arguments(weights)[1:]]
-    arguments = [a.requires_grad_() for a in arguments]
+    check_values([CASE.arguments(x)[0], *CASE.arguments(weights)[1:]])
+
+
+def test_values_with_weights_of_several_types_and_strides() -> None:
+    arguments = CASE.arguments(torch.float32)
+    arguments[1] = arguments[1].half().t()
+    arguments[3] = arguments[3][:1].expand(4, 4)
+    arguments[5] = torch.stack([arguments[5]] * 2, dim=-1)[..., 0]
+    check_values(arguments)
+
+
+def check_values(arguments: list[Tensor]) -> None:
+    arguments = [a.detach().requires_grad_() for a in arguments]
     exact_arguments = to_float64(arguments)
     dy = CASE.arguments(torch.float16, seed=1)[0]
     exact = formula(*exact_arguments)
