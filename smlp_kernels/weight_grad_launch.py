@@ -55,8 +55,7 @@ def weight_grad_calls(
         x.shape,
         dy.stride(),
         x.stride(),
-        (*proj_h.stride(), *proj_w.stride()),
-        fuse_strides(fuse),
+        (*proj_h.stride(), *proj_w.stride(), *fuse_strides(fuse)),
         bias_h is not None,
         needed,
         x.dtype,
@@ -110,8 +109,7 @@ def weight_grad_plans(
     shape: torch.Size,
     dy_strides: Strides,
     x_strides: Strides,
-    proj_strides: Strides,  # of both, along out and in
-    fuse_strides: Strides,
+    weight_strides: Strides,
     has_bias: bool,
     needed: Needed,
     dtype: torch.dtype,
@@ -156,7 +154,7 @@ def weight_grad_plans(
         proj = Plan(
             proj_grad_kernel,
             programs_h + programs_w,
-            (proj_splits, programs_h, batch, *dy_strides, *x_strides, *fuse_strides),
+            (proj_splits, programs_h, batch, *dy_strides, *x_strides, *weight_strides[4:]),
             {
                 **constants(proj_tile),
                 "BLOCK_O": config.proj_block_o,
@@ -170,7 +168,7 @@ def weight_grad_plans(
         fuse = Plan(
             fuse_grad_kernel,
             3 * fuse_splits * config.fuse_tiles(channels),
-            (fuse_splits, batch, *dy_strides, *x_strides, *proj_strides),
+            (fuse_splits, batch, *dy_strides, *x_strides, *weight_strides[:4]),
             {
                 **constants(fuse_tile),
                 "BLOCK_O": config.fuse_block_o,

@@ -3,7 +3,7 @@
 Both work on *lines*: a line is all positions along the mixed axis at one place of the other axis
 of one image. A tile is LINES lines of POSITIONS positions (a power of two, at most 64); longer axes
 are cut into several blocks of positions. Programs own a fixed share of the lines and leave one
-partial result each, which the caller adds up in a fixed order: deterministic, without atomics.
+partial result each, which partial_sums.py adds up in a fixed order: deterministic, no atomics.
 """
 
 import triton
