@@ -19,7 +19,14 @@ from benchmarks import shapes
 from benchmarks.roofline import PASSES, Ceilings, floor_us
 from benchmarks.shapes import DTYPES, LAYOUTS, Shape
 from benchmarks.summary import geometric_mean
-from benchmarks.traffic import Work, fuse_grad_work, mix_work, proj_grad_work, project_work
+from benchmarks.traffic import (
+    Work,
+    fuse_grad_work,
+    mix_work,
+    proj_grad_work,
+    project_work,
+    sums_work,
+)
 from smlp_kernels.configs import (
     MixConfig,
     ProjectConfig,
@@ -128,7 +135,7 @@ def predict(
     layout: str = "channels_last",
     chip: Chip = H200,
 ) -> list[Prediction]:
-    """The launches that ``config`` is for: one, or the two weight-gradient kernels.
+    """The launches that ``config`` is for: one, or the two weight-gradient kernels and the sums.
 
     Args:
         shape: of the input.
@@ -150,6 +157,8 @@ def predict(
         launches = [
             ("projection gradients", proj_grad_work(shape, dtype, config), proj_programs),
             ("fuse gradient", fuse_grad_work(shape, dtype, config), fuse_programs),
+            # small programs, of which an SM runs many at a time: no last wave to speak of
+            ("sums of both", sums_work(shape, dtype, config), chip.sms),
         ]
     return [time_of(name, work, programs, dtype, chip) for name, work, programs in launches]
 

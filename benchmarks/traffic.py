@@ -187,11 +187,9 @@ def proj_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
         tile = loop_work(config, copied, steps)
         tile += product(rows, padded_c, padded_o) + product(rows, rows, padded_c)
         total += tile.times(tiles)
-        tiles = tile_of.tiles(shape.batch, shape.height, shape.width)
-        splits = min(config.proj_splits, tiles)
-        total += _partial_sums(splits, axis * (axis + 1))
         total += Work(l2=reads)
-    return total + Work(dram=(2 * shape.elements + c * c * 2) * size)
+    partial = _partial_bytes(*partial_results(shape, config)[:2])
+    return total + Work(dram=(2 * shape.elements + c * c * 2) * size + partial, l2=partial)
 
 
 def loop_work(config: WeightGradConfig, copied: int, steps: int) -> Work:
@@ -208,7 +206,7 @@ def fuse_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
     size, c = itemsize(dtype), shape.channels
     blocks_o, blocks_c = ceil(c / config.fuse_block_o), ceil(c / config.fuse_block_c)
     block_o, block_c = config.fuse_block_o, config.fuse_block_c
-    lines, positions = tile_of = config.fuse_tile(shape.height, shape.width)
+    lines, positions = config.fuse_tile(shape.height, shape.width)
     rows = lines * positions
     summed = max(MMA_ROWS, positions)  # positions of x a step
     total = Work()
@@ -230,12 +228,25 @@ def fuse_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
             tile += product(positions, lines * block_c, summed).times(blocks)
             tile += Work(shared=2 * size * rows * block_c)  # mixed, to be the right operand
         total += tile.times(tiles) + Work(l2=reads)
-    splits = min(config.fuse_splits(c), tile_of.tiles(shape.batch, shape.height, shape.width))
-    total += _partial_sums(splits, c * (3 * c + 1))
-    return total + Work(dram=2 * shape.elements * size)
+    partial = _partial_bytes(partial_results(shape, config)[2])
+    return total + Work(dram=2 * shape.elements * size + partial, l2=partial)
 
 
-def _partial_sums(splits: int, elements: int) -> Work:
-    """Written by the kernel, read by the sum over them."""
-    moved = 2 * splits * elements * ACCUMULATOR
-    return Work(dram=moved, l2=moved)
+def sums_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
+    """One launch of ``partial_sums_kernel``: all partial results in, the gradients out."""
+    results = partial_results(shape, config)
+    read = _partial_bytes(*results)
+    written = itemsize(dtype) * sum(elements for _, elements in results)
+    return Work(dram=read + written, l2=read + written)
+
+
+def partial_results(shape: Shape, config: WeightGradConfig) -> list[tuple[int, int]]:
+    """How many there are of the gradients of proj_h, proj_w and fuse, and of what size."""
+    batch, c, height, width = shape.batch, shape.channels, shape.height, shape.width
+    proj = min(config.proj_splits, config.proj_tile(height, width).tiles(batch, height, width))
+    fuse = min(config.fuse_splits(c), config.fuse_tile(height, width).tiles(batch, height, width))
+    return [(proj, height * (height + 1)), (proj, width * (width + 1)), (fuse, c * (3 * c + 1))]
+
+
+def _partial_bytes(*results: tuple[int, int]) -> int:
+    return ACCUMULATOR * sum(count * elements for count, elements in results)

@@ -75,7 +75,7 @@ class Case:
             "forward": forward,
             "projection gradients": projections,
             "fuse gradient": fuse,
-            "sums of them": sums,
+            "sums of both": sums,
         }
         if before:  # where an axis is long
             calls["projection along H"] = before[0]

@@ -65,7 +65,7 @@ def test_measured_ceilings_replace_the_datasheets() -> None:
 def test_passes_are_made_of_launches() -> None:
     shape = BY_NAME["tiny-14"]
     by_pass = {p: predict_pass(shape, p, "bf16") for p in ("inference", "fwd", "bwd", "fwd+bwd")}
-    assert [len(launches) for launches in by_pass.values()] == [1, 1, 3, 4]
+    assert [len(launches) for launches in by_pass.values()] == [1, 1, 4, 5]
     assert predicted_us(by_pass["fwd+bwd"]) == pytest.approx(
         predicted_us(by_pass["fwd"]) + predicted_us(by_pass["bwd"])
     )
@@ -90,7 +90,7 @@ def test_no_prediction_beats_the_floor(pass_: str, dtype: str) -> None:
 def test_table_says_that_it_predicts() -> None:
     lines = table([BY_NAME["base-7"]], "bwd", "bf16", "channels_last")
     assert lines[0].startswith("PREDICTIONS of a model, not measurements: bwd, bf16")
-    assert [line.split()[1] for line in lines[2:5]] == ["mix", "projection", "fuse"]
+    assert [line.split()[1] for line in lines[2:6]] == ["mix", "projection", "fuse", "sums"]
     total = predicted_us(predict_pass(BY_NAME["base-7"], "bwd", "bf16"))
     assert f"{total:.1f} us" in lines[-2] and "bound by" in lines[-2]
     assert "geometric mean" in lines[-1] and "worst" in lines[-1]
@@ -110,7 +110,7 @@ def test_a_long_axis_is_a_launch_of_its_own() -> None:
     shape = BY_NAME["channel-32x128"]
     by_pass = {p: predict_pass(shape, p, "bf16") for p in ("inference", "bwd")}
     assert [launch.name for launch in by_pass["inference"]] == ["projection along H", "mix"]
-    assert [len(launches) for launches in by_pass.values()] == [2, 4]
+    assert [len(launches) for launches in by_pass.values()] == [2, 5]
     # x and x_h once through memory, then both again with y
     project, mix = (launch.terms["DRAM"] for launch in by_pass["inference"])
     assert mix / project == pytest.approx(1.5, rel=0.01)

@@ -11,6 +11,7 @@ from benchmarks.traffic import (
     proj_grad_work,
     project_work,
     sector_factor,
+    sums_work,
 )
 from smlp_kernels.configs import MixConfig, ProjectConfig, WeightGradConfig
 
@@ -131,8 +132,8 @@ def test_small_products_are_padded_to_the_instruction() -> None:
 def test_projection_gradients_of_one_tile() -> None:
     work = proj_grad_work(LINES, "bf16", GRAD)
     elements = 16 * 16
-    # per axis dy, x and F once, and one partial sum of 4*4 + 4 written and read in float32
-    assert work.l2 == 2 * (2 * (2 * elements + 16 * 16) + 2 * 4 * 20)
+    # per axis dy, x and F once, and one partial result of 4*4 + 4 written in float32
+    assert work.l2 == 2 * (2 * (2 * elements + 16 * 16) + 4 * 20)
     assert work.wgmma == 2 * (2 * 64 * 16 * 16 + 2 * 64 * 64 * 16)
     assert work.mma == 0
 
@@ -147,7 +148,7 @@ def test_an_axis_of_two_blocks_takes_four_times_the_work() -> None:
 def test_fuse_gradient_of_one_tile() -> None:
     work = fuse_grad_work(LINES, "bf16", GRAD)  # 8 lines of 4 positions: room for 8, of which 4 are
     elements, projection = 16 * 16, 4 * 4
-    assert work.l2 == 2 * (3 * 2 * elements + 2 * projection) + 2 * 4 * (16 * 49)
+    assert work.l2 == 2 * (3 * 2 * elements + 2 * projection) + 4 * (16 * 49)
     assert work.wgmma == 0
     # dy' @ branch, 16 output channels; 4 positions of the two mixes of x are padded to 16 twice
     assert work.mma == 3 * (2 * 16 * 16 * 32) + 2 * (2 * 16 * (8 * 16) * 16)
@@ -161,14 +162,23 @@ def test_fuse_gradient_reads_x_for_every_block_of_output_channels() -> None:
     assert difference == 2 * (3 * shape.elements + 2 * 64 * 64 * 64)
 
 
-def test_partial_sums_stop_at_the_configured_number() -> None:
+def test_partial_results_stop_at_the_configured_number() -> None:
     shape = BY_NAME["small-14"]
     fewer = WeightGradConfig(64, 16, 16, 64, 16, 16, 4, 2, proj_splits=2)
     more = WeightGradConfig(64, 16, 16, 64, 16, 16, 4, 2, proj_splits=4)
     difference = (
         proj_grad_work(shape, "bf16", more).dram - proj_grad_work(shape, "bf16", fewer).dram
     )
-    assert difference == 2 * 2 * 2 * 4 * (14 * 15)  # two more, both axes, written and read
+    assert difference == 2 * 2 * 4 * (14 * 15)  # two more, both axes
+
+
+def test_sums_read_what_the_kernels_wrote() -> None:
+    sizes = [4 * 5, 4 * 5, 16 * 49]  # a partial result each: one tile of lines
+    assert sums_work(LINES, "bf16", GRAD) == Work(dram=6 * sum(sizes), l2=6 * sum(sizes))
+    shape = BY_NAME["small-14"]
+    config = WeightGradConfig(64, 16, 16, 64, 128, 192, 4, 2, proj_splits=3, fuse_programs=2 * 18)
+    read = 4 * (3 * 2 * 14 * 15 + 2 * 384 * 1153)  # two sums of six tiles of dF for each branch
+    assert sums_work(shape, "bf16", config).l2 == read + 2 * (2 * 14 * 15 + 384 * 1153)
 
 
 @pytest.mark.parametrize(
