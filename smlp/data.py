@@ -127,4 +127,4 @@ def _split(name: str, images: Any, labels: Any, held_out: int, split_seed: int) 
 
 
 def _missing(data: str, package: str) -> ImportError:
-    return ImportError(f"data {data!r} needs {package}: pip install 'smlp[demo]'")
+    return ImportError(f"data {data!r} needs {package}: pip install {package}")

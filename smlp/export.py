@@ -38,7 +38,7 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
         import onnxscript  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "exporting to ONNX needs onnxscript: pip install 'smlp[export]'"
+            "exporting to ONNX needs onnxscript: pip install onnx onnxscript"
         ) from error
     plain = without_fused_blocks(model).eval()
     program = torch.onnx.export(
@@ -83,7 +83,7 @@ def largest_difference(path: str | Path, model: nn.Module, images: Tensor) -> fl
     try:
         import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
-        raise ImportError("running ONNX needs onnxruntime: pip install 'smlp[export]'") from error
+        raise ImportError("running ONNX needs onnxruntime: pip install onnxruntime") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {"images": images.cpu().numpy()})
     with torch.no_grad():

@@ -24,7 +24,7 @@ from smlp_kernels.configs import (
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
 
-PACKAGES = ("smlp", "triton", "einops", "numpy")
+PACKAGES = ("smlp-kernels", "triton", "einops", "numpy")
 VARIABLES = (
     "SMLP_KERNELS_DISABLE",
     "SMLP_KERNELS_AUTOTUNE",

@@ -18,8 +18,8 @@ def test_python(block: str) -> None:
 
 
 def test_from_data_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("sklearn", reason="needs the demo extra: pip install 'smlp[demo]'")
-    pytest.importorskip("onnxscript", reason="needs the export extra: pip install 'smlp[export]'")
+    pytest.importorskip("sklearn", reason="needs the demo extra")
+    pytest.importorskip("onnxscript", reason="needs the export extra")
     from smlp.cli import main
 
     monkeypatch.chdir(tmp_path)

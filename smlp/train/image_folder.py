@@ -121,7 +121,7 @@ def _torchvision() -> tuple[Any, Any]:
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise ImportError(
             "data: an image folder needs a torchvision that fits the installed torch "
-            f"{torch.__version__}: pip install 'smlp[imagenet]' (importing it failed: {error})"
+            f"{torch.__version__}: pip install torchvision (importing it failed: {error})"
         ) from error
     return datasets, v2
 

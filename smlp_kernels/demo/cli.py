@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = _device(parser, arguments.device)
     missing = [name for name in ("mlxtend", "matplotlib", "tqdm") if not _installed(name)]
     if missing:
-        parser.error(f"missing {', '.join(missing)}: pip install 'smlp[demo]'")
+        parser.error(f"missing {', '.join(missing)}: pip install {' '.join(missing)}")
     settings = Settings(epochs=arguments.epochs, seed=arguments.seed)
     fallback = _training_fallback(settings, device)
     if fallback is None and device.type == "cpu":

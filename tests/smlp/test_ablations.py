@@ -154,7 +154,7 @@ def test_unknown_and_impossible_ablations_are_refused_by_name() -> None:
 def test_the_comparison_trains_each_and_is_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("sklearn", reason="needs the demo extra: pip install 'smlp[demo]'")
+    pytest.importorskip("sklearn", reason="needs the demo extra")
     options = "--data digits --d-model 4 --depth 1,1 --epochs 1 --warmup-epochs 0 --batch-size 256"
     options += " --no-progress --device cpu --seeds 0,1 --out"
     assert main(["ablations", *options.split(), str(tmp_path)]) == 0

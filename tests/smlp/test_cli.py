@@ -11,7 +11,7 @@ from smlp.cli import main
 from smlp.data import digits
 from smlp.train.models import load_network
 
-pytest.importorskip("sklearn", reason="needs the demo extra: pip install 'smlp[demo]'")
+pytest.importorskip("sklearn", reason="needs the demo extra")
 Image = pytest.importorskip("PIL.Image", reason="needs pillow, of the demo extra's matplotlib")
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -58,7 +58,7 @@ def test_torch_export_keeps_the_fused_operator(network: PyramidNetwork) -> None:
 def test_onnx_runtime_agrees_for_any_batch(
     network: PyramidNetwork, blocks: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxscript", reason="needs the export extra: pip install 'smlp[export]'")
+    pytest.importorskip("onnxscript", reason="needs the export extra")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the export extra")
     model = fused(network) if blocks == "fused" else network
     export_onnx(model, example(network).to(next(model.parameters()).device), tmp_path / "m.onnx")
@@ -76,7 +76,7 @@ def test_onnx_runtime_agrees_for_any_batch(
 
 
 def test_a_changed_model_is_seen_to_differ(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="needs the export extra: pip install 'smlp[export]'")
+    pytest.importorskip("onnxscript", reason="needs the export extra")
     pytest.importorskip("onnxruntime", reason="needs the export extra")
     network = SMLPNet(8, 2, 1, 5, d_model=8, depth=(1,)).eval()
     images = example(network)
@@ -107,7 +107,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
             export_onnx(block, torch.zeros(shape), tmp_path / "m.onnx")
     for package in ("onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError, match=r"pip install 'smlp\[export\]'"):
+        with pytest.raises(ImportError, match=f"pip install.* {package}$"):
             if package == "onnxscript":
                 export_onnx(block, torch.zeros(2, 8, 4, 6), tmp_path / "m.onnx")
             else:
@@ -126,7 +126,7 @@ def test_plain_networks_need_no_triton() -> None:
 def test_the_command_says_how_far_the_file_is_off(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("onnxscript", reason="needs the export extra: pip install 'smlp[export]'")
+    pytest.importorskip("onnxscript", reason="needs the export extra")
     pytest.importorskip("onnxruntime", reason="needs the export extra")
     out = tmp_path / "new" / "m.onnx"
     sizes = "--model sparse_mlp --image-size 8 --patch-size 2 --d-model 8 --depth 1"

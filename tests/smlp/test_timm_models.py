@@ -78,9 +78,9 @@ def test_weights_that_do_not_exist_are_refused() -> None:
         timm.create_model("smlpnet_tiny", features_only=True, out_indices=(3,), **SMALL)
 
 
-def test_without_timm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "smlp.timm_models", raising=False)
     for name in ("timm", "timm.data"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install 'smlp\[imagenet\]'"):
+    with pytest.raises(ImportError, match=r"pip install torchvision timm"):
         importlib.import_module("smlp.timm_models")

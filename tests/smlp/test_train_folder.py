@@ -19,7 +19,7 @@ try:
 except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
     pytest.skip(f"torchvision cannot be imported: {error}", allow_module_level=True)
 Image = pytest.importorskip("PIL.Image", reason="needs pillow, of the demo extra's matplotlib")
-pytest.importorskip("sklearn", reason="needs the demo extra: pip install 'smlp[demo]'")
+pytest.importorskip("sklearn", reason="needs the demo extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALONE = World(0, 1, torch.device("cpu"))

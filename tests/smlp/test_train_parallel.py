@@ -18,7 +18,7 @@ import torch
 
 from smlp.train import TrainConfig, checkpoint, loop, train
 
-pytest.importorskip("sklearn", reason="needs the demo extra: pip install 'smlp[demo]'")
+pytest.importorskip("sklearn", reason="needs the demo extra")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(

@@ -197,7 +197,7 @@ def test_the_progress_bar_hands_every_step_on(
     show: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if show:
-        pytest.importorskip("tqdm", reason="needs the demo extra: pip install 'smlp[demo]'")
+        pytest.importorskip("tqdm", reason="needs the demo extra")
     assert list(progress(iter("abc"), total=3, title="epoch 1 of 2", show=show)) == list("abc")
     assert ("epoch 1 of 2" in capsys.readouterr().err) == show
 

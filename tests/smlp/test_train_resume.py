@@ -17,7 +17,7 @@ from smlp.train.loop import _step
 from smlp.train.models import load_network
 from tests.smlp.train_runs import SMALL
 
-pytest.importorskip("sklearn", reason="needs the demo extra: pip install 'smlp[demo]'")
+pytest.importorskip("sklearn", reason="needs the demo extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -14,8 +14,8 @@ from smlp_kernels.demo import check_kernels, cli, comparison, report, train
 from smlp_kernels.demo.comparison import Difference
 from smlp_kernels.demo.train import Settings
 
-pytest.importorskip("tqdm", reason="needs the demo extra: pip install 'smlp[demo]'")
-pytest.importorskip("matplotlib", reason="needs the demo extra: pip install 'smlp[demo]'")
+pytest.importorskip("tqdm", reason="needs the demo extra")
+pytest.importorskip("matplotlib", reason="needs the demo extra")
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,7 @@ OWN_VARIABLES = {
 }
 OWN_FOLDERS = {"smlp", "smlp_kernels", "benchmarks", "tests"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
-TOOLS = {"smlp", "ruff", "mypy", "pip-audit", "pytest-benchmark", "pytest-xdist"}
+TOOLS = {"smlp-kernels", "ruff", "mypy", "pip-audit", "pytest-benchmark", "pytest-xdist"}
 TOOLS |= {"onnx", "tensorboard"}  # which torch imports for us
 TORCHRUN = {"LOCAL_RANK", "WORLD_SIZE"}  # set by torch's launcher, part of its interface
 
@@ -155,6 +155,12 @@ def test_what_is_imported_is_named_as_a_dependency() -> None:
     sources = [path for folder in OWN_FOLDERS for path in (ROOT / folder).rglob("*.py")]
     imported = {DISTRIBUTIONS.get(m, m) for path in sources for m in modules_imported(path)}
     assert imported - sys.stdlib_module_names - OWN_FOLDERS == named - TOOLS
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nobody_is_told_to_install_another_project(path: Path) -> None:
+    """``smlp`` on PyPI is not ours, and our own name is anyone's until it is published."""
+    assert not re.search(r"pip install\W+smlp", path.read_text())
 
 
 def variables_read(path: Path) -> Iterator[str]:
