@@ -188,7 +188,7 @@ def proj_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
         tile += product(rows, padded_c, padded_o) + product(rows, rows, padded_c)
         total += tile.times(tiles)
         total += Work(l2=reads)
-    partial = _partial_bytes(*partial_results(shape, config)[:2])
+    partial = _partial_bytes(*_partial_results(shape, config)[:2])
     return total + Work(dram=(2 * shape.elements + c * c * 2) * size + partial, l2=partial)
 
 
@@ -228,24 +228,20 @@ def fuse_grad_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
             tile += product(positions, lines * block_c, summed).times(blocks)
             tile += Work(shared=2 * size * rows * block_c)  # mixed, to be the right operand
         total += tile.times(tiles) + Work(l2=reads)
-    partial = _partial_bytes(partial_results(shape, config)[2])
+    partial = _partial_bytes(_partial_results(shape, config)[2])
     return total + Work(dram=2 * shape.elements * size + partial, l2=partial)
 
 
 def sums_work(shape: Shape, dtype: str, config: WeightGradConfig) -> Work:
     """One launch of ``partial_sums_kernel``: all partial results in, the gradients out."""
-    results = partial_results(shape, config)
+    results = _partial_results(shape, config)
     read = _partial_bytes(*results)
     written = itemsize(dtype) * sum(elements for _, elements in results)
     return Work(dram=read + written, l2=read + written)
 
 
-def partial_results(shape: Shape, config: WeightGradConfig) -> list[tuple[int, int]]:
-    """How many there are of the gradients of proj_h, proj_w and fuse, and of what size."""
-    batch, c, height, width = shape.batch, shape.channels, shape.height, shape.width
-    proj = min(config.proj_splits, config.proj_tile(height, width).tiles(batch, height, width))
-    fuse = min(config.fuse_splits(c), config.fuse_tile(height, width).tiles(batch, height, width))
-    return [(proj, height * (height + 1)), (proj, width * (width + 1)), (fuse, c * (3 * c + 1))]
+def _partial_results(shape: Shape, config: WeightGradConfig) -> tuple[tuple[int, int], ...]:
+    return config.partial_results(shape.batch, shape.height, shape.width, shape.channels)
 
 
 def _partial_bytes(*results: tuple[int, int]) -> int:

@@ -114,8 +114,21 @@ class WeightGradConfig:
         return triton.cdiv(channels, self.fuse_block_o) * triton.cdiv(channels, self.fuse_block_c)
 
     def fuse_splits(self, channels: int) -> int:
-        """Partial sums of dF."""
+        """Partial sums of dF at most."""
         return max(1, self.fuse_programs // (3 * self.fuse_tiles(channels)))
+
+    def partial_results(
+        self, batch: int, height: int, width: int, channels: int
+    ) -> tuple[tuple[int, int], ...]:
+        """How many, of what size, for the gradients of proj_h, proj_w and fuse with their biases."""
+        # more of them than there are tiles to share out would be empty
+        proj = min(self.proj_splits, self.proj_tile(height, width).tiles(batch, height, width))
+        fuse_tiles = self.fuse_tile(height, width).tiles(batch, height, width)
+        return (
+            (proj, height * (height + 1)),
+            (proj, width * (width + 1)),
+            (min(self.fuse_splits(channels), fuse_tiles), channels * (3 * channels + 1)),
+        )
 
 
 class MixRow(NamedTuple):

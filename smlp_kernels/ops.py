@@ -96,10 +96,9 @@ def mix_backward(ctx: Any, dy: Tensor) -> Grads:
 def weight_grads(
     dy: Tensor, x: Tensor, weights: tuple[Any, ...], want: tuple[bool, ...]
 ) -> tuple[Any, ...]:
-    """Gradients of (proj_h, bias_h, proj_w, bias_w, fuse, bias) in the weights' types, or None."""
-    proj_h, bias_h, proj_w, bias_w, fuse = weights
+    """Gradients of ``weights`` (proj_h, bias_h, proj_w, bias_w, fuse) and a bias, or None."""
     need = (want[0] or want[1], want[2] or want[3], want[4] or want[5])
-    grads = MixWeightGrad.call(dy, x, proj_h, bias_h, proj_w, bias_w, fuse, *need)
+    grads = MixWeightGrad.call(dy, x, *weights, *need)
     return tuple(grad if wanted else None for grad, wanted in zip(grads, want, strict=True))
 
 

@@ -123,10 +123,6 @@ def weight_grad_plans(
     config = config or weight_grad_config(channels, dtype, arch, precision, channels_last)
     proj_tile, fuse_tile = config.proj_tile(height, width), config.fuse_tile(height, width)
 
-    def splits(most: int, tile: LineTile) -> int:
-        # more partial results than there are tiles to share out would be empty
-        return min(most, tile.tiles(batch, height, width)) if batch else 0
-
     def constants(tile: LineTile) -> dict[str, Any]:
         return {
             "CHANNELS": channels,
@@ -138,14 +134,13 @@ def weight_grad_plans(
             "PRECISION": precision,
         }
 
-    proj_splits = splits(config.proj_splits, proj_tile)
-    fuse_splits = splits(config.fuse_splits(channels), fuse_tile)
     need_proj_h, need_proj_w, need_fuse = needed
-    partials = (
-        (proj_splits, height * (height + 1) if need_proj_h else 0),
-        (proj_splits, width * (width + 1) if need_proj_w else 0),
-        (fuse_splits, channels * (3 * channels + 1) if need_fuse else 0),
+    results = config.partial_results(batch, height, width, channels)
+    partials = tuple(
+        (splits, size if wanted else 0)
+        for (splits, size), wanted in zip(results, needed, strict=True)
     )
+    (proj_splits, _), _, (fuse_splits, _) = partials
     proj = fuse = None
     if batch and (need_proj_h or need_proj_w):
         blocks_h, blocks_w = config.proj_blocks(height, width)
@@ -180,10 +175,11 @@ def weight_grad_plans(
             config.num_warps,
             config.num_stages,
         )
-    most = (config.proj_splits, config.proj_splits, config.fuse_splits(channels))
-    rows = [min(SUM_ROWS, pieces_of(count)[0]) for count in most]
+    most = (config.proj_splits, config.fuse_splits(channels))  # of any batch
+    rows_proj, rows_fuse = (min(SUM_ROWS, pieces_of(count)[0]) for count in most)
     programs = [
-        triton.cdiv(size, SUM_TILE // row) for (_, size), row in zip(partials, rows, strict=True)
+        triton.cdiv(size, SUM_TILE // rows)
+        for (_, size), rows in zip(partials, (rows_proj, rows_proj, rows_fuse), strict=True)
     ]
     sums = Plan(
         partial_sums_kernel,
@@ -193,8 +189,8 @@ def weight_grad_plans(
             "CHANNELS": channels,
             "HEIGHT": height,
             "WIDTH": width,
-            "ROWS_PROJ": rows[0],
-            "ROWS_FUSE": rows[2],
+            "ROWS_PROJ": rows_proj,
+            "ROWS_FUSE": rows_fuse,
             "TILE": SUM_TILE,
         },
         SUM_WARPS,

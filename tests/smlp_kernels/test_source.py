@@ -51,6 +51,15 @@ def calls(path: Path) -> Iterator[ast.Call]:
     return (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
 
 
+def modules_imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of every module or package that is imported, without what lies inside."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, (node.module or "").partition(".")[0]
+
+
 def test_kernels_are_launched_in_one_place_under_the_device_guard() -> None:
     """``kernel[grid](...)`` takes the current device, so a bare one is wrong on a second GPU."""
     found = {
@@ -113,13 +122,11 @@ def test_kernels_are_not_tuned_at_run_time(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_nothing_is_fetched_unpickled_or_evaluated(path: Path) -> None:
+    for line, module in modules_imported(path):
+        assert module not in FORBIDDEN_MODULES, f"{path}:{line}"
     for node in ast.walk(tree(path)):
         where = f"{path}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Import):
-            modules = {alias.name.partition(".")[0] for alias in node.names}
-            assert not modules & FORBIDDEN_MODULES, where
-        elif isinstance(node, ast.ImportFrom):
-            assert (node.module or "").partition(".")[0] not in FORBIDDEN_MODULES, where
+        if isinstance(node, ast.ImportFrom):
             assert node.module != "pickle", where
         elif isinstance(node, ast.Attribute) and name_of(node).startswith("pickle."):
             assert node.attr == "UnpicklingError", f"{where}: {name_of(node)}"
@@ -139,21 +146,13 @@ def test_no_bare_assert(path: Path) -> None:
     assert not [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.Assert)]
 
 
-def modules_imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield (node.module or "").partition(".")[0]
-
-
 def test_what_is_imported_is_named_as_a_dependency() -> None:
     """Not only brought along by another package, which may stop doing so."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     named = {re.split(r"[^\w-]", requirement)[0] for group in groups for requirement in group}
     sources = [path for folder in OWN_FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    imported = {DISTRIBUTIONS.get(m, m) for path in sources for m in modules_imported(path)}
+    imported = {DISTRIBUTIONS.get(m, m) for path in sources for _, m in modules_imported(path)}
     assert imported - sys.stdlib_module_names - OWN_FOLDERS == named - TOOLS
 
 
