@@ -120,7 +120,7 @@ class WeightGradConfig:
     def partial_results(
         self, batch: int, height: int, width: int, channels: int
     ) -> tuple[tuple[int, int], ...]:
-        """How many, of what size, for the gradients of proj_h, proj_w and fuse with their biases."""
+        """How many, of what size: for the gradients of proj_h, proj_w and fuse, each with bias."""
         # more of them than there are tiles to share out would be empty
         proj = min(self.proj_splits, self.proj_tile(height, width).tiles(batch, height, width))
         fuse_tiles = self.fuse_tile(height, width).tiles(batch, height, width)
