@@ -279,6 +279,14 @@ def mix_kernel(
             mask=pixel_mask[:, None] & (k < CHANNELS)[None, :],
             other=0.0,
         )
+        # The identity comes first. Its product reads x from shared memory and stays pending until
+        # the next product is waited for; as the last of a step it would still be reading when the
+        # copy of a later step is issued, into the same buffer: Triton's pipeliner counts no buffer
+        # for a pending wgmma whose operand something else reads, too (triton-lang/triton#6691).
+        acc, rest = fuse_branch(
+            x, fuse_ptr + 2 * stride_f_branch, k, n, rest_n, acc, rest,
+            stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,
+        )  # fmt: skip
         # Each branch is mixed, brought to the order of pixels (image, row, column) and fused before
         # the next: the mixed tile of one at a time is in registers beside the sums.
         if PROJECTED:
@@ -367,10 +375,6 @@ def mix_kernel(
         x_w = lines_to_rows(x_w.to(dtype), IMAGES * TILE_H, BLOCK_C, WHOLE or CHANNELS_LAST)
         acc, rest = fuse_branch(
             x_w, fuse_ptr + stride_f_branch, k, n, rest_n, acc, rest,
-            stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,
-        )  # fmt: skip
-        acc, rest = fuse_branch(
-            x, fuse_ptr + 2 * stride_f_branch, k, n, rest_n, acc, rest,
             stride_f_out, stride_f_in, CHANNELS, REST_N > 0, ACC, PRECISION,
         )  # fmt: skip
 
