@@ -20,6 +20,7 @@ from smlp_kernels import aot
 from smlp_kernels.launch import Call
 from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.weight_grad_launch import weight_grad_calls
+from smlp_kernels.weights import Weights
 
 SIZES = (56, 28, 14, 7)
 WIDTHS = {"tiny": (80, 160, 320, 640), "small": (96, 192, 384, 768), "base": (112, 224, 448, 896)}
@@ -65,11 +66,10 @@ class Case:
 
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         x = empty(BATCH, c, h, w).contiguous(memory_format=layout)
-        weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
-        without_bias = (weights[0], None, weights[2], None, weights[4], None)
-        *before, forward = mix_calls(x, *weights, empty(c), x, False, self.arch)
+        weights = Weights(empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c), empty(c))
+        *before, forward = mix_calls(x, weights, x, self.arch)
         _, (projections, fuse, sums) = weight_grad_calls(
-            x, x, *weights, True, True, True, self.arch
+            x, x, *weights[:5], True, True, True, self.arch
         )
         calls = {
             "forward": forward,
@@ -80,7 +80,7 @@ class Case:
         if before:  # where an axis is long
             calls["projection along H"] = before[0]
         if self.arch in IN_FULL:  # the forward kernel again, without biases, weights transposed
-            calls["input gradient"] = mix_calls(x, *without_bias, x, True, self.arch)[-1]
+            calls["input gradient"] = mix_calls(x, weights.transposed(), x, self.arch)[-1]
         return calls
 
 

@@ -27,8 +27,6 @@ from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
 PACKAGES = ("smlp-kernels", "triton", "einops", "numpy")
 VARIABLES = (
     "SMLP_KERNELS_DISABLE",
-    "SMLP_KERNELS_AUTOTUNE",
-    "SMLP_KERNELS_CACHE",
     "TRITON_INTERPRET",
     "TRITON_CACHE_DIR",
     "CUDA_VISIBLE_DEVICES",

@@ -134,7 +134,7 @@ def dispatch(
             return smlp(x, *weights[:4], weight_fuse, bias_fuse)
         y = smlp(x, *weights[:4], weight_fuse, None)
         return y + bias_fuse.to(y.dtype)
-    return ops.Mix.call(x, *weights, False)
+    return ops.Mix.call(x, *weights)
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:

@@ -94,7 +94,9 @@ def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
 
 
 def fuse_strides(fuse: Tensor) -> tuple[int, int, int]:
-    """Strides of ``fuse`` [C, 3C] or [C, 3C, 1, 1] along branch, output and input channel."""
+    """Strides of a fuse weight along branch, output and input channel."""
+    if fuse.dim() == 3:
+        return fuse.stride(1), fuse.stride(0), fuse.stride(2)
     return fuse.shape[0] * fuse.stride(1), fuse.stride(0), fuse.stride(1)
 
 

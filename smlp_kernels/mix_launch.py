@@ -26,27 +26,18 @@ from smlp_kernels.launch import (
     in_type_of,
     input_precision,
 )
+from smlp_kernels.weights import Weights
 
 
 def mix_calls(
-    x: Tensor,
-    proj_h: Tensor,
-    bias_h: Tensor | None,
-    proj_w: Tensor,
-    bias_w: Tensor | None,
-    fuse: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    transposed: bool,
-    arch: int,
-    config: MixConfig | None = None,
+    x: Tensor, weights: Weights, y: Tensor, arch: int, config: MixConfig | None = None
 ) -> list[Call]:
     """The calls that write ``y``.
 
     That is one of ``mix_kernel``; where an axis is long, one of ``project_h_kernel`` before it.
     """
-    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
-    bias_h, bias_w = dense(bias_h), dense(bias_w)
+    proj_h, proj_w, fuse = in_type_of(x, weights.proj_h, weights.proj_w, weights.fuse)
+    bias_h, bias_w, bias = dense(weights.bias_h), dense(weights.bias_w), weights.bias
     precision = input_precision(x.dtype)
     x_h = torch.empty_like(y) if has_long_axis(*x.shape[2:]) else None
     plan = mix_plan(
@@ -58,7 +49,6 @@ def mix_calls(
         None if bias is None else bias.stride(),
         x.dtype,
         precision,
-        transposed,
         arch,
         config,
     )
@@ -68,7 +58,7 @@ def mix_calls(
             x.shape,
             x.stride(),
             x_h.stride(),
-            proj_h.stride()[::-1] if transposed else proj_h.stride(),
+            proj_h.stride(),
             bias_h is not None,
             project_config(*(*x.shape[2:], x.shape[1]), x.dtype, arch, precision, x.stride(1) == 1),
             precision,
@@ -87,7 +77,6 @@ def mix_plan(
     bias_strides: Strides | None,
     dtype: torch.dtype,
     precision: str,
-    transposed: bool,
     arch: int,
     config: MixConfig | None,
 ) -> Plan:
@@ -96,14 +85,11 @@ def mix_plan(
     channels_last = x_strides[1] == 1
     config = config or mix_config(height, width, channels, dtype, arch, precision, channels_last)
     block_n, rest_n = pieces_of(config.block_n)
-    h_out, h_in, w_out, w_in, f_branch, f_out, f_in = weight_strides
-    if transposed:
-        h_out, h_in, w_out, w_in, f_out, f_in = h_in, h_out, w_in, w_out, f_in, f_out
     return Plan(
         mix_kernel,
         config.programs(batch, height, width, channels),
         (
-            *(batch, *x_strides, *y_strides, h_out, h_in, w_out, w_in, f_branch, f_out, f_in),
+            *(batch, *x_strides, *y_strides, *weight_strides),
             *(*(bias_strides or ()), 0, 0, 0)[:3],  # one stride, three, or no bias at all
         ),
         {

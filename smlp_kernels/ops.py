@@ -6,14 +6,14 @@ With ``fuse`` = [Fh | Fw | Fi] the block is
                              + Fi x[b, :, h, w] + bias
 
 It is linear in x and, with x fixed, bilinear in the projections and ``fuse``. So its input
-gradient is ``mix`` again with all three matrices transposed (``transposed=True``), its weight
+gradient is ``mix`` again with views of the weights, all three matrices transposed; its weight
 gradients are one more operator, ``mix_weight_grad``, and the derivatives of that one are both
 operators again, with incoming gradients in the place of weights. Two operators serve derivatives
 of every order.
 
 Shapes: x and dy [B, C, H, W] with any strides; proj_h [H, H], bias_h [H], proj_w [W, W],
-bias_w [W], fuse [C, 3C] or [C, 3C, 1, 1], bias [C] or [C, H, W], each in any floating type:
-products are taken in the type of x and accumulated in float32 (float64 for float64). ``mix``
+bias_w [W], fuse [C, 3C], [C, 3C, 1, 1] or [C, 3, C], bias [C] or [C, H, W], each in any floating
+type: products are taken in the type of x and accumulated in float32 (float64 for float64). ``mix``
 returns the type and the memory format of x. ``mix_weight_grad`` returns the gradients of proj_h,
 bias_h, proj_w, bias_w, fuse and a bias [C], rounded once to the type of their weight, and empty
 tensors in the place of those not needed.
@@ -26,25 +26,46 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from smlp_kernels import compute
-from smlp_kernels.weight_grad_launch import empty_grads
+from smlp_kernels.launch import arch_of
+from smlp_kernels.mix_launch import mix_calls
+from smlp_kernels.weight_grad_launch import empty_grads, weight_grad_calls
+from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
 
 LIBRARY = torch.library.Library("smlp_kernels", "DEF")
 LIBRARY.define(
     "mix(Tensor x, Tensor proj_h, Tensor? bias_h, Tensor proj_w, Tensor? bias_w, Tensor fuse, "
-    "Tensor? bias, bool transposed=False) -> Tensor"
+    "Tensor? bias) -> Tensor"
 )
 LIBRARY.define(
     "mix_weight_grad(Tensor dy, Tensor x, Tensor proj_h, Tensor? bias_h, Tensor proj_w, "
     "Tensor? bias_w, Tensor fuse, bool need_proj_h, bool need_proj_w, bool need_fuse) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-LIBRARY.impl("mix", compute.mix, "CompositeExplicitAutograd")
-LIBRARY.impl("mix_weight_grad", compute.mix_weight_grad, "CompositeExplicitAutograd")
 mix = torch.ops.smlp_kernels.mix.default
 mix_weight_grad = torch.ops.smlp_kernels.mix_weight_grad.default
+
+
+def run_mix(x: Tensor, *weights: Any) -> Tensor:
+    """Allocate and launch."""
+    y = torch.empty_like(x)
+    if x.numel():
+        for call in mix_calls(x, Weights(*weights), y, arch_of(x)):
+            call.run(x)
+    return y
+
+
+def run_mix_weight_grad(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Allocate and launch."""
+    grads, calls = weight_grad_calls(*(dy, x, *rest, arch_of(x)))
+    for call in calls:
+        call.run(x)
+    return grads
+
+
+LIBRARY.impl("mix", run_mix, "CompositeExplicitAutograd")
+LIBRARY.impl("mix_weight_grad", run_mix_weight_grad, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("smlp_kernels::mix", lib=LIBRARY)
@@ -69,9 +90,9 @@ def _mix_weight_grad_fake(
 
 
 def mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, proj_h, bias_h, proj_w, bias_w, fuse, bias, ctx.transposed = inputs
+    x, proj_h, bias_h, proj_w, bias_w, fuse, bias = inputs
     ctx.bias_map_dtype = bias.dtype if bias is not None and bias.dim() == 3 else None
-    weights_wanted = any(ctx.needs_input_grad[1:7])
+    weights_wanted = any(ctx.needs_input_grad[1:])
     # x is kept only for weight gradients; the weights are references, not copies
     ctx.save_for_backward(x if weights_wanted else None, proj_h, bias_h, proj_w, bias_w, fuse)
 
@@ -81,16 +102,15 @@ def mix_backward(ctx: Any, dy: Tensor) -> Grads:
     want = ctx.needs_input_grad
     dx = None
     if want[0]:
-        dx = Mix.call(dy, proj_h, None, proj_w, None, fuse, None, not ctx.transposed)
+        weights = Weights(proj_h, bias_h, proj_w, bias_w, fuse, None)
+        dx = Mix.call(dy, *weights.transposed())
     grads: Grads = (None,) * 6
     want_weights = (*want[1:6], want[6] and ctx.bias_map_dtype is None)
     if any(want_weights):
-        # <dy, mix'(x)> = <x, mix(dy)>: transposed, x and dy change places
-        left, right = (x, dy) if ctx.transposed else (dy, x)
-        grads = weight_grads(left, right, (proj_h, bias_h, proj_w, bias_w, fuse), want_weights)
+        grads = weight_grads(dy, x, (proj_h, bias_h, proj_w, bias_w, fuse), want_weights)
     if want[6] and ctx.bias_map_dtype is not None:
         grads = (*grads[:5], dy.sum(0, dtype=ctx.bias_map_dtype))
-    return (dx, *grads, None)
+    return (dx, *grads)
 
 
 def weight_grads(
@@ -121,18 +141,25 @@ def mix_weight_grad_backward(ctx: Any, *grads: Tensor | None) -> Grads:
     g_fuse, g_bias = grads[4:] if need_fuse else (None, None)
     want_dy, want_x, *want_proj, want_fuse = ctx.needs_input_grad[:7]
     mixing_only = without_identity(fuse)
-    a = (
+    a: Any = (
         torch.zeros_like(proj_h) if g_proj_h is None else g_proj_h,
         g_bias_h,
         torch.zeros_like(proj_w) if g_proj_w is None else g_proj_w,
         g_bias_w,
         mixing_only,
     )
-    b = (proj_h, bias_h, proj_w, bias_w, torch.zeros_like(fuse) if g_fuse is None else g_fuse)
-    d_dy = Mix.call(x, *a, g_bias, False) + Mix.call(x, *b, None, False) if want_dy else None
-    d_x = None
+    b: Any = (
+        proj_h,
+        bias_h,
+        proj_w,
+        bias_w,
+        torch.zeros_like(fuse) if g_fuse is None else g_fuse,
+    )
+    d_dy = Mix.call(x, *a, g_bias) + Mix.call(x, *b, None) if want_dy else None
+    d_x: Any = None
     if want_x:
-        d_x = sum(Mix.call(dy, p_h, None, p_w, None, f, None, True) for p_h, _, p_w, _, f in (a, b))
+        of_x = (Weights(*weights, None).transposed() for weights in (a, b))
+        d_x = sum(Mix.call(dy, *weights) for weights in of_x)
     of_proj: Grads = (None,) * 6
     if g_fuse is not None:
         of_proj = weight_grads(dy, x, b, (*want_proj, False, False))
@@ -145,8 +172,8 @@ def mix_weight_grad_backward(ctx: Any, *grads: Tensor | None) -> Grads:
 
 def without_identity(fuse: Tensor) -> Tensor:
     """[Fh | Fw | 0]."""
-    channels = fuse.shape[0]
-    return torch.cat([fuse[:, : 2 * channels], torch.zeros_like(fuse[:, 2 * channels :])], dim=1)
+    mixing, identity = fuse.tensor_split([fuse.shape[1] * 2 // 3], dim=1)
+    return torch.cat([mixing, torch.zeros_like(identity)], dim=1)
 
 
 torch.library.register_autograd(

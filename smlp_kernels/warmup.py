@@ -14,13 +14,14 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smlp_kernels import aot, autotune, compute, launch, ops
+from smlp_kernels import aot, launch, ops
 from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.launch import Call
 from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.modules import FusedSMLPBlock
 from smlp_kernels.weight_grad_launch import weight_grad_calls
+from smlp_kernels.weights import Weights
 
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
@@ -52,10 +53,9 @@ def warmup(
 
     The model is run on tensors without memory to see what its blocks are given; then all kernels
     are compiled at once, on as many threads as there are cores. Parameters, gradients, statistics
-    and random numbers stay as they are, and nothing runs on the GPU, but for the search of tiles
-    where ``SMLP_KERNELS_AUTOTUNE=1`` asks for one. Call it as the training would call the model: on
-    its device, in its memory format and inside its ``torch.autocast``, but before ``torch.compile``
-    or data parallelism wrap it. Another batch size needs no other kernels.
+    and random numbers stay as they are, and nothing runs on the GPU. Call it as the training would
+    call the model: on its device, in its memory format and inside its ``torch.autocast``, but
+    before ``torch.compile`` or data parallelism wrap it. Another batch size needs no other kernels.
 
     Args:
         model: takes one tensor; has at least one fused block inside.
@@ -172,16 +172,13 @@ def compile_all(operations: list[Operation]) -> int:
 
 def calls_of(operation: Operation) -> list[Call]:
     """The calls that :mod:`smlp_kernels.launch` makes for an operator, on the meta device."""
-    operator, (first, second, *_) = operation
+    operator, (first, *_) = operation
     arch = launch.arch_of(first)
     arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]
     if operator is ops.mix_weight_grad:
-        grad_config = autotune.weight_grad_config_like(first, second) if compute.AUTOTUNE else None
-        return weight_grad_calls(*(*arguments, arch, grad_config))[1]
-    config = autotune.mix_config_like(first) if compute.AUTOTUNE else None
-    x, proj_h, bias_h, proj_w, bias_w, fuse, bias, *transposed = arguments
-    weights = (proj_h, bias_h, proj_w, bias_w, fuse, bias)
-    return mix_calls(x, *weights, torch.empty_like(x), any(transposed), arch, config)
+        return weight_grad_calls(*(*arguments, arch))[1]
+    x, *weights = arguments
+    return mix_calls(x, Weights(*weights), torch.empty_like(x), arch)
 
 
 def shape_of(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from smlp_kernels import aot
 from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.weight_grad_launch import weight_grad_calls
+from smlp_kernels.weights import Weights
 
 class Driver:
     def get_current_target(self):
@@ -48,7 +49,7 @@ for batch, size in itertools.product((1, 7, 16, 128), ((14, 12, 48), (72, 8, 48)
     h, w, c = size
     x = empty(batch, c, h, w).contiguous(memory_format=torch.channels_last)
     weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
-    forward = mix_calls(x, *weights, empty(c), x, False, 90)
+    forward = mix_calls(x, Weights(*weights, empty(c)), x, 90)
     for needed in ((True, True, True), (False, True, False)):
         _, calls = weight_grad_calls(x, x, *weights, *needed, 90)
         for call in (*forward, *calls):

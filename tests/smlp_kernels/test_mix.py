@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from smlp.functional import smlp
-from smlp_kernels import compute, fused_smlp, launch, mix_launch
+from smlp_kernels import fused_smlp, launch, mix_launch, ops
 from smlp_kernels.configs import MixConfig
+from smlp_kernels.weights import Weights
 from tests.smlp_kernels.oracle import (
     DEVICE,
     EPS,
@@ -60,7 +61,9 @@ def test_tiles_of_whole_images(case: Case, layout: str, dtype: torch.dtype) -> N
     assert tile.holds_images(case.height, case.width)
     arguments = case.arguments(dtype, layout)
     y = torch.full_like(arguments[0], torch.nan)
-    (call,) = mix_launch.mix_calls(*arguments, y, False, launch.arch_of(y), tile)
+    (call,) = mix_launch.mix_calls(
+        arguments[0], Weights(*arguments[1:]), y, launch.arch_of(y), tile
+    )
     call.launch(y)
     assert_close(y, formula(*to_float64(arguments)), smlp(*arguments), eps=EPS[dtype])
 
@@ -210,7 +213,7 @@ def test_other_device_than_the_current_one() -> None:
 def test_launch_is_refused_where_there_is_no_way_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(ValueError, match=r"x: expected a CUDA tensor, got one on cpu"):
-        compute.mix(*(a.cpu() for a in Case(1, 2, 2, 2).arguments(torch.float32)))
+        ops.mix(*(a.cpu() for a in Case(1, 2, 2, 2).arguments(torch.float32)))
 
 
 def test_layout_helper_keeps_values() -> None:

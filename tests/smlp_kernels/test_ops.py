@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smlp import SMLPBlock, SparseMLP
 from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp, ops
+from smlp_kernels.weights import Weights
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula
 
 
@@ -20,8 +21,8 @@ def inputs(requires_grad: bool = True, layout: str = "channels_last") -> list[Te
 def test_opcheck_mix(transposed: bool, layout: str) -> None:
     values: list[Tensor | None] = list(inputs(layout=layout))
     if transposed:
-        values[2] = values[4] = values[6] = None
-    torch.library.opcheck(ops.mix, (*values, transposed))
+        values[1:] = Weights(*(v.detach() for v in values[1:])).transposed()
+    torch.library.opcheck(ops.mix, values)
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, False, True)])

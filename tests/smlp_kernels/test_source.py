@@ -22,9 +22,6 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 # Others' variables are read to show them, not to act on them.
 OWN_VARIABLES = {
     "SMLP_KERNELS_DISABLE",
-    "SMLP_KERNELS_AUTOTUNE",
-    "SMLP_KERNELS_CACHE",
-    "XDG_CACHE_HOME",
     "TRITON_INTERPRET",
 }
 OWN_FOLDERS = {"smlp", "smlp_kernels", "benchmarks", "tests"}

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from smlp import SMLPBlock, SparseMLP
-from smlp_kernels import FusedSMLPBlock, autotune, compute, fuse_model, warmup
+from smlp_kernels import FusedSMLPBlock, fuse_model, warmup
 from smlp_kernels.aot import specialisation
-from smlp_kernels.configs import mix_config, weight_grad_config
 from smlp_kernels.launch import Call
 from tests.smlp_kernels.oracle import DEVICE
 
@@ -83,23 +81,6 @@ def test_under_autocast(calls: dict[str, list[str]]) -> None:
     y.sum().backward()
     assert set(calls["launch"]) == set(calls["compile"])
     assert "fp16" in calls["compile"][0] and "fp32" in calls["compile"][0]  # x, and the biases
-
-
-def test_searched_tiles_are_compiled(
-    calls: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mix = mix_config(6, 5, 8, torch.float32, 0)
-    weight_grad = weight_grad_config(8, torch.float32, 0)
-    monkeypatch.setattr(compute, "AUTOTUNE", True)
-    monkeypatch.setattr(autotune, "mix_config_like", lambda x: replace(mix, images=8))
-    monkeypatch.setattr(
-        autotune, "weight_grad_config_like", lambda dy, x: replace(weight_grad, proj_rows=16)
-    )
-    model = model_of()
-    warmup(model, (2, 3, 6, 5))
-    model(torch.randn(2, 3, 6, 5, device=DEVICE)).sum().backward()
-    assert set(calls["launch"]) == set(calls["compile"])
-    assert "'IMAGES': 8" in calls["compile"][0]
 
 
 def test_input_type_can_be_chosen(calls: dict[str, list[str]]) -> None:
