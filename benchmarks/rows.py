@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from benchmarks import providers
 from benchmarks.roofline import Ceilings, floor_us
 from benchmarks.shapes import Shape
@@ -67,7 +65,6 @@ def _device_numbers(
         "floor_us": floor,
         "share_of_floor": floor / mine.us,
         **_ratios({name: time.us for name, time in measured.items()}, case.provider.name),
-        **_prediction(case, ceilings),
     }
 
 
@@ -86,22 +83,6 @@ def _ratios(all_us: dict[str, float], name: str) -> dict[str, Any]:
         "over_best_torch": best[1] / all_us[name] if best else None,
         "speedup_over": speedups(all_us, name),
     }
-
-
-def _prediction(case: Case, ceilings: Ceilings) -> dict[str, Any]:
-    """What the model says about the shipped kernels; nothing for others, or for other chips."""
-    if case.provider.name != "fused" or torch.cuda.get_device_capability() != (9, 0):
-        return {}
-    from benchmarks.model import H200, main_bound, predict_pass, predicted_us  # needs Triton
-
-    launches = predict_pass(
-        case.shape,
-        case.pass_,
-        case.dtype,
-        layout=case.layout,
-        chip=H200.with_ceilings(ceilings),
-    )
-    return {"predicted_us": predicted_us(launches), "predicted_bound": main_bound(launches)}
 
 
 def _of(provider: providers.Provider, by_stage: dict[str, Any]) -> dict[str, Any]:

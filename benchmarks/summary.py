@@ -35,13 +35,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("GPU us", "gpu_us", ">9.1f"),
     ("of floor", "share_of_floor", ">8.0%"),
     ("best torch / this", "over_best_torch", ">17.2f"),
-    ("predicted us", "predicted_us", ">12.1f"),
     ("again", "noise", ">+7.1%"),
     ("wall us", "wall_us", ">9.1f"),
     ("host us", "host_us", ">8.1f"),
     ("peak MB", "peak_mb", ">8.1f"),
     ("kept MB", "kept_mb", ">8.1f"),
-    ("predicted bound", "predicted_bound", "<15"),
 )
 
 

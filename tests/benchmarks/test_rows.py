@@ -1,10 +1,9 @@
-"""Ratios of a group's rows by hand, and where a prediction stands beside a measurement."""
+"""The numbers of a row and the ratios of a group, by hand."""
 
 import pytest
 import torch
 
 from benchmarks import rows
-from benchmarks.model import H200, predict_pass, predicted_us
 from benchmarks.providers import PROVIDERS
 from benchmarks.roofline import Ceilings
 from benchmarks.shapes import BY_NAME
@@ -15,9 +14,8 @@ CEILINGS = Ceilings(1e12, {"bf16": 1e15}, "invented")
 MEASURED = {"eager_nchw": GpuTime(60.0, 70.0, "graph", 63.0), "fused": GpuTime(20.0, 25.0, "graph")}
 
 
-def _row(provider: str, monkeypatch: pytest.MonkeyPatch, capability=(9, 0)) -> dict:
+def _row(provider: str, monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     case = rows.Case(SHAPE, "bf16", "channels_last", "inference", PROVIDERS[provider])
     bench = Workbench(SHAPE, "bf16", "channels_last")
     bench.errors = {"fused inference": {"output": 1e-3}, "eager_nchw training": {"output": 2e-3}}
@@ -35,15 +33,6 @@ def test_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["errors"] == {"inference": {"output": 1e-3}} and row["noise"] is None
     assert row["group"] == f"inference {SHAPE} bf16 channels_last"
     assert _row("eager_nchw", monkeypatch)["noise"] == pytest.approx(0.05)
-
-
-def test_only_the_fused_block_on_hopper_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = predict_pass(SHAPE, "inference", "bf16", chip=H200.with_ceilings(CEILINGS))
-    row = _row("fused", monkeypatch)
-    assert row["predicted_us"] == pytest.approx(predicted_us(expected))
-    assert row["predicted_bound"] == expected[0].bound
-    assert "predicted_us" not in _row("fused", monkeypatch, capability=(8, 0))
-    assert "predicted_us" not in _row("eager_nchw", monkeypatch)
 
 
 def test_rows_measured_apart_are_compared_anew() -> None:
