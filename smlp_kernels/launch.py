@@ -59,11 +59,15 @@ class Call(NamedTuple):
             warn_once(f"{self.plan.kernel.__name__} runs with num_stages={stages}: {error}")
             self._replace(plan=self.plan._replace(num_stages=stages)).run(device_of)
 
-    def compile(self, device_of: Tensor) -> None:
-        """Compile what :meth:`launch` runs; the call's tensors may be on the meta device."""
+    def compile(self, device_of: Tensor) -> Any:
+        """Compile what :meth:`launch` runs; the call's tensors may be on the meta device.
+
+        Returns Triton's compiled kernel, or what stands for it while it is compiled by another
+        thread; None in the interpreter.
+        """
         kernel, programs, integers, constants, num_warps, num_stages = self.plan
         with on_device_of(device_of):
-            kernel.warmup(
+            return kernel.warmup(
                 *self.tensors,
                 *integers,
                 **constants,

@@ -1,5 +1,7 @@
 """``warmup``: all kernels of a training step compiled before the first one, on all cores."""
 
+import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import Sequence
@@ -52,10 +54,11 @@ def warmup(
     """Compile the kernels of the fused blocks inside ``model`` before its first step.
 
     The model is run on tensors without memory to see what its blocks are given; then all kernels
-    are compiled at once, on as many threads as there are cores. Parameters, gradients, statistics
-    and random numbers stay as they are, and nothing runs on the GPU. Call it as the training would
-    call the model: on its device, in its memory format and inside its ``torch.autocast``, but
-    before ``torch.compile`` or data parallelism wrap it. Another batch size needs no other kernels.
+    are compiled at once, on as many threads as there are cores, their launchers built and both
+    loaded. Parameters, gradients, statistics and random numbers stay as they are, and nothing runs
+    on the GPU. Call it as the training would call the model: on its device, in its memory format
+    and inside its ``torch.autocast``, but before ``torch.compile`` or data parallelism wrap it.
+    Another batch size needs no other kernels.
 
     Args:
         model: takes one tensor; has at least one fused block inside.
@@ -164,10 +167,28 @@ def compile_all(operations: list[Operation]) -> int:
             kernel, _, _, _, *options = call.plan
             key = repr((kernel, options, aot.specialisation(call)))
             wanted[key] = call, operation.arguments[0]
-    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool):
-        for call, x in wanted.values():
-            call.compile(x)
+    with ThreadPoolExecutor() as pool:
+        # in a context that ends here: Triton leaves its mode on where a compilation fails
+        kernels = contextvars.copy_context().run(compiled, pool, list(wanted.values()))
+        devices = [x for _, x in wanted.values()]
+        list(pool.map(load, kernels, devices))  # a list raises what a thread raised
     return len(wanted)
+
+
+def compiled(pool: ThreadPoolExecutor, calls: list[tuple[Call, Tensor]]) -> list[Any]:
+    """Triton's compiled kernels of some calls, compiled on the threads of a pool."""
+    with triton.AsyncCompileMode(pool):
+        kernels = [call.compile(x) for call, x in calls]
+    return [kernel.result() if hasattr(kernel, "result") else kernel for kernel in kernels]
+
+
+def load(kernel: Any, device_of: Tensor) -> None:
+    """Build a kernel's launcher, which takes seconds of a C compiler in Triton 3.6, and load it."""
+    if launch.INTERPRETED:
+        return
+    # where the chip has not the memory for it, the launch will take a shorter pipeline
+    with launch.on_device_of(device_of), contextlib.suppress(triton.OutOfResources):
+        _ = kernel.run
 
 
 def calls_of(operation: Operation) -> list[Call]:

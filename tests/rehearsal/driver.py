@@ -1,7 +1,7 @@
 """Triton's driver for a GPU that is not there: kernels are compiled for it, and never run."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton
@@ -17,15 +17,20 @@ class Driver:
         arch: ten times the compute capability.
     """
 
+    loaded: ClassVar[list[str]] = []  # names of kernels
+
     def __init__(self, arch: int) -> None:
         self._target = GPUTarget("cuda", arch, 32)
         self.launcher_cls = Launcher
         properties = {"max_shared_mem": SHARED_MEMORY[arch], "multiprocessor_count": 132}
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: properties,
-            # module, function, registers, spills, threads of a block
-            load_binary=lambda name, binary, shared, device: (1, 1, 0, 0, 1024),
+            load_binary=self._load,
         )
+
+    def _load(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
+        self.loaded.append(name)
+        return 1, 1, 0, 0, 1024  # module, function, registers, spills, threads of a block
 
     def get_current_target(self) -> GPUTarget:
         return self._target
@@ -52,8 +57,10 @@ class Driver:
 class Launcher:
     """Launches nothing."""
 
+    built: ClassVar[list[Any]] = []  # what each was built from
+
     def __init__(self, source: Any, metadata: Any) -> None:
-        pass
+        self.built.append(source)
 
     def __call__(self, *arguments: Any) -> None:
         pass

@@ -40,9 +40,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for name, notes in seen.items():
         run = getattr(Call, name)
 
-        def noted(self: Call, x: Tensor, run: Any = run, notes: list[str] = notes) -> None:
+        def noted(self: Call, x: Tensor, run: Any = run, notes: list[str] = notes) -> Any:
             notes.append(described(self))
-            run(self, x)
+            return run(self, x)
 
         monkeypatch.setattr(Call, name, noted)
     return seen
@@ -158,37 +158,63 @@ except ValueError as error:
     assert message.endswith("the device is cpu; the kernels need an NVIDIA GPU")
 
 
-COMPILE = """
+SETUP = """
 import contextlib
+import sys
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from smlp_kernels import FusedSMLPBlock, functional, launch, warmup
-from smlp_kernels.kernels.mix import mix_kernel
-from smlp_kernels.kernels.partial_sums import partial_sums_kernel
-from smlp_kernels.kernels.weight_grad import fuse_grad_kernel, proj_grad_kernel
+from tests.rehearsal import driver
 
-class Driver:  # of a GPU that is not there
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-    def get_current_device(self):
-        return 0
-    def get_current_stream(self, device):
-        return 0
-
-triton.runtime.driver.set_active(Driver())
+driver.use(90)
 functional.fallback_reason = lambda x: None
 launch.arch_of = lambda x: 90
 launch.on_device_of = lambda x: contextlib.nullcontext()
 block = FusedSMLPBlock(14, 14, 64, dtype=torch.bfloat16)
-report = warmup(block, (7, 64, 14, 14), memory_format=torch.channels_last)
-kernels = (mix_kernel, proj_grad_kernel, fuse_grad_kernel, partial_sums_kernel)
-binaries = [b for kernel in kernels for b in kernel.device_caches[0][0].values()]
-print(report.kernels, len(binaries), all(b.asm["cubin"] for b in binaries))
-warmup(block, (128, 64, 14, 14), memory_format=torch.channels_last)
-print(sum(len(kernel.device_caches[0][0]) for kernel in kernels))
+
+def warm(batch):
+    return warmup(block, (batch, 64, 14, 14), memory_format=torch.channels_last)
+
+KERNELS = {value for name, module in list(sys.modules.items())
+           if name.startswith("smlp_kernels.kernels.") for value in vars(module).values()
+           if isinstance(value, triton.JITFunction)}
+
+def binaries():
+    caches = [kernel.device_caches[0][0] for kernel in KERNELS if kernel.device_caches]
+    return [binary for cache in caches for binary in cache.values()]
 """
 
 
-def test_binaries_are_compiled_for_every_batch_size() -> None:
-    assert run(COMPILE).split() == ["4", "4", "True", "4"]
+def test_binaries_are_compiled_and_loaded_for_every_batch_size() -> None:
+    script = """
+report = warm(7)
+found = binaries()
+print(report.kernels, len(found), all(b.asm["cubin"] for b in found))
+print(len(driver.Launcher.built), len(driver.Driver.loaded))
+warm(128)
+print(len(binaries()), len(driver.Launcher.built))
+"""
+    assert run(SETUP + script).split() == ["4", "4", "True", "4", "4", "4", "4"]
+
+
+def test_a_compilation_that_failed_spoils_no_other() -> None:
+    """Triton's asynchronous mode is off again: in it, a launch gets a kernel without a binary."""
+    script = """
+from triton.runtime import _async_compile
+
+def broken(*arguments, **options):
+    raise ValueError("no such instruction")
+
+intact, triton.compiler.compile = triton.compiler.compile, broken
+try:
+    warm(7)
+except ValueError as error:
+    print(error)
+triton.compiler.compile = intact
+print(_async_compile.active_mode.get())
+other = FusedSMLPBlock(7, 7, 64, dtype=torch.float16)
+for kernel in KERNELS:
+    kernel.compile = intact  # each keeps what it found when it was first used
+print(warmup(other, (1, 64, 7, 7)).kernels, len(driver.Driver.loaded))
+"""
+    assert run(SETUP + script).splitlines() == ["no such instruction", "None", "4 4"]
