@@ -40,7 +40,8 @@ def release(text: str) -> tuple[int, ...]:
 def require_cache_folder() -> tempfile.TemporaryDirectory | None:
     """Give Triton another folder to compile into where its own cannot be written.
 
-    Triton stops at the first launch otherwise, as in a container with a read-only home.
+    Triton stops at the first launch otherwise, as in a container with a read-only home, or with the
+    home of a user other than the one it runs as.
 
     Returns:
         The folder, which lives as long as this object, or None where Triton's own will do.
@@ -48,10 +49,18 @@ def require_cache_folder() -> tempfile.TemporaryDirectory | None:
     from triton import knobs
 
     folder = Path(knobs.cache.dir)
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+    if _can_be_made(folder):
         return None
-    replacement = tempfile.TemporaryDirectory(prefix="smlp-triton-")
+    try:
+        replacement = tempfile.TemporaryDirectory(prefix="smlp-triton-")
+    except OSError as error:  # nothing can be written anywhere: the rest of the package still works
+        logger.warning(
+            "Triton's cache folder %s cannot be written, nor can another be made (%s): set "
+            "TRITON_CACHE_DIR to a folder that can, or no kernel will run.",
+            folder,
+            error,
+        )
+        return None
     os.environ["TRITON_CACHE_DIR"] = replacement.name  # in child processes too
     logger.warning(
         "Triton's cache folder %s cannot be written; kernels are compiled into %s, for this "
@@ -60,3 +69,12 @@ def require_cache_folder() -> tempfile.TemporaryDirectory | None:
         replacement.name,
     )
     return replacement
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether the folder can be written to, or made where it does not exist yet."""
+    if folder.parts[:1] == ("~",):  # there is no home; a folder of this name would be made here
+        return False
+    # os.path.exists, as Path.exists raises below a folder that may not be entered
+    existing = next((p for p in (folder, *folder.parents) if os.path.exists(p)), None)
+    return existing is not None and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

@@ -126,6 +126,47 @@ print(len(list(folder.rglob("*.cubin"))), "compiled;", folder)
     assert not Path(folder).exists()  # gone with the process
 
 
+@pytest.mark.parametrize("folder", ["locked", "locked/home/.triton/cache", "file/cache"])
+def test_cache_folder_of_another_user_is_replaced(folder: str, tmp_path: Path) -> None:
+    """``docker run --user 1000`` with root's HOME, which may not even be looked into."""
+    (tmp_path / "file").touch()
+    (tmp_path / "locked" / "home").mkdir(parents=True)
+    (tmp_path / "locked").chmod(0)
+    code = f"""
+import logging; logging.basicConfig()
+import os
+from smlp_kernels import _requirements
+if os.geteuid() == 0:  # whom no folder is locked to
+    os.setuid(65534)
+os.environ["TRITON_CACHE_DIR"] = {str(tmp_path / folder)!r}
+replacement = _requirements.require_cache_folder()
+assert os.environ["TRITON_CACHE_DIR"] == replacement.name
+assert os.access(replacement.name, os.W_OK)
+"""
+    try:
+        printed = run(code, TRITON_CACHE_DIR=str(tmp_path))
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+    assert f"Triton's cache folder {tmp_path / folder} cannot be written; kernels are" in printed
+
+
+def test_without_any_folder_to_write_the_import_still_works() -> None:
+    code = """
+import logging; logging.basicConfig()
+import tempfile
+def none(): raise FileNotFoundError("no usable temporary directory")
+tempfile.gettempdir = none; tempfile._get_default_tempdir = none
+import smlp_kernels
+"""
+    assert "nor can another be made" in run(code, TRITON_CACHE_DIR="/dev/null/cache")
+
+
+def test_without_a_home_no_folder_called_tilde_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", "~/.triton/cache")
+    replacement = _requirements.require_cache_folder()
+    assert replacement is not None and os.environ["TRITON_CACHE_DIR"] == replacement.name
+
+
 def test_cache_folder_that_can_be_written_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
