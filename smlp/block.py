@@ -142,7 +142,9 @@ def computes_only(module: nn.Module, kind: type[nn.Module]) -> bool:
     state = module.__dict__
     return (
         type(module).forward is kind.forward  # a parametrized module is of a type of its own
+        and getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
         and "forward" not in state
+        and "_conv_forward" not in state
         and not state["_forward_pre_hooks"]
         and not state["_forward_hooks"]
         and not state["_backward_pre_hooks"]

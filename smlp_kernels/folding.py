@@ -9,21 +9,18 @@ In eval mode BatchNorm is ``a * x + s`` with a scale and a shift for each channe
 
 one kernel launch instead of three passes over memory. ``x + conv(a * x + s)`` of a depthwise
 convolution folds likewise; its padding is zero after the shift, so its bias differs along borders.
-All of it is computed in float64 and rounded once to the type of the parameters.
+All of it is computed in float64 and rounded once to the type of the parameters. Which parts of a
+network may be folded is for :mod:`smlp_kernels.foldable` to say.
 """
 
-from typing import Any
+import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from smlp import SMLPBlock
-from smlp.smlpnet import SMLPNetLayer
-from smlp.sparse_mlp import PreNormResidual
 from smlp_kernels.functional import fused_smlp
-from smlp_kernels.modules import FusedSMLPBlock
 
 
 class FoldedSMLPBlock(nn.Module):
@@ -104,12 +101,30 @@ class FoldedDepthwise(nn.Module):
 
 def _along_axis(fuse: Tensor, shift: Tensor, proj: nn.Linear) -> Tensor:
     """The bias ``[C, N]`` that one projection, of N positions, leaves behind its fusion [C, C]."""
-    weight, bias = proj.weight.detach().double(), proj.bias.detach().double()
-    return torch.outer(fuse @ shift, weight.sum(1)) + torch.outer(fuse.sum(1), bias)
+    from_shift = torch.outer(fuse @ shift, proj.weight.detach().double().sum(1))
+    if proj.bias is None:
+        return from_shift
+    return from_shift + torch.outer(fuse.sum(1), proj.bias.detach().double())
+
+
+def convolution_then_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """``norm(conv(x))``, BatchNorm in eval mode, as one convolution with a bias."""
+    scale, bias = scale_and_shift(norm)
+    if conv.bias is not None:
+        bias = bias + scale * conv.bias.detach().double()
+    folded = copy.deepcopy(conv)
+    weight = conv.weight.detach().double() * scale[:, None, None, None]
+    folded.weight = nn.Parameter(weight.to(conv.weight.dtype))
+    folded.bias = nn.Parameter(bias.to(conv.weight.dtype))
+    return folded
 
 
 def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What BatchNorm does in eval mode, ``scale * x + shift``; both ``[C]``, float64."""
+    """What BatchNorm does in eval mode, ``scale * x + shift``; both ``[C]``, float64.
+
+    Raises:
+        ValueError: if ``norm`` has no running statistics.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("norm: expected running statistics, got a BatchNorm that keeps none")
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -119,70 +134,3 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         shift = shift + norm.bias.detach().double()
     return scale, shift
-
-
-def folded_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network that fold, by name, and what takes their place; changes nothing.
-
-    In a :class:`smlp.SparseMLP` both token-mixing steps of every layer become one step each. In an
-    :class:`smlp.SMLPNet` the BatchNorm after each depthwise convolution goes into it; GELU stands
-    between its other linear steps.
-
-    Raises:
-        ValueError: if a part is in training mode, or its BatchNorm keeps no running statistics.
-    """
-    parts: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, nn.Sequential):
-            parts |= _folded_steps(module, prefix)
-        elif isinstance(module, SMLPNetLayer):
-            conv, norm = getattr(module.local, "conv", None), module.mix.norm
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                _require_eval(module, name)
-                parts[f"{prefix}local.conv"] = fuse_conv_bn_eval(conv, norm)
-                parts[f"{prefix}mix.norm"] = nn.Identity()
-    return parts
-
-
-def _folded_steps(layer: nn.Sequential, prefix: str) -> dict[str, nn.Module]:
-    """``x + block(norm(x))`` of a SparseMLP's layer, and the ``x + conv(norm(x))`` before it."""
-    parts: dict[str, nn.Module] = {}
-    steps = [_step(module) for module in layer]
-    for index, (norm, block) in enumerate(steps):
-        if type(block) not in (SMLPBlock, FusedSMLPBlock) or not block.is_determined_by_weights():
-            continue
-        _require_eval(layer[index], f"{prefix}{index}")
-        parts[f"{prefix}{index}"] = FoldedSMLPBlock(block, norm)
-        before = index - 1
-        if index and _is_depthwise(conv := steps[before][1]):
-            _require_eval(layer[before], f"{prefix}{before}")
-            size = block.height, block.width
-            parts[f"{prefix}{before}"] = FoldedDepthwise(conv, steps[before][0], *size)
-    return parts
-
-
-def _step(module: nn.Module) -> tuple[Any, Any]:
-    """BatchNorm and what follows it in ``x + f(norm(x))``; two Nones for any other module."""
-    if isinstance(module, PreNormResidual) and isinstance(module.norm, nn.BatchNorm2d):
-        function = module.fn
-        return module.norm, function[0] if isinstance(function, nn.Sequential) else function
-    return None, None
-
-
-def _is_depthwise(module: object) -> bool:
-    """Whether it is a convolution that :class:`FoldedDepthwise` computes."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.groups == module.in_channels == module.out_channels
-        and (module.kernel_size, module.stride, module.dilation) == ((3, 3), (1, 1), (1, 1))
-        and (module.padding, module.padding_mode) == ((1, 1), "zeros")
-    )
-
-
-def _require_eval(module: nn.Module, name: str) -> None:
-    if any(part.training for part in module.modules()):
-        raise ValueError(
-            f"model: expected eval mode for folding, got {name} in training mode; "
-            "call model.eval() first"
-        )

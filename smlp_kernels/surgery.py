@@ -1,10 +1,18 @@
 """Swapping the fused block into a model and out again, and folding a model for inference."""
 
+import logging
+
 from torch import nn
 
 from smlp import SMLPBlock
-from smlp_kernels.folding import FoldedSMLPBlock, folded_parts
+from smlp_kernels.foldable import Foldable, foldable
+from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.modules import FusedSMLPBlock
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())
+
+_NAMED = 5  # of the parts that do not fold; the rest are counted
 
 
 def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
@@ -20,23 +28,38 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
             and residuals into the linear steps between them first, so that ``x + block(norm(x))``
             is one kernel launch (:mod:`smlp_kernels.folding`). What is folded has other weights,
             in buffers, and cannot be unfused or trained: keep the original, or its state dict.
+            A part that is not known completely (hooks, further modules, pruned weights) is not
+            folded, its block only swapped; a warning is logged that names it and says why.
 
     Returns:
         The number of blocks swapped, folded ones among them.
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: if there is nothing to swap or fold, or what folds is in training mode; the
-            model is left as it was.
+        ValueError: if there is nothing to swap, or with ``fold`` nothing that folds, as where all
+            is in training mode; the model is left as it was.
     """
     _require_module(model)
-    parts = folded_parts(model) if fold else {}
-    if not parts:
+    found = foldable(model) if fold else Foldable({}, {})
+    if fold and not found.parts:
+        raise ValueError(
+            "model: expected something that folds (fold=False swaps the blocks alone), got "
+            f"{type(model).__name__} with {_described(found.left) or 'no part of a known kind'}"
+        )
+    if not fold:
         _require_blocks(model, SMLPBlock)
-    for name, part in parts.items():
+    for name, part in found.parts.items():
         model.set_submodule(name, part.eval())
-    folded = sum(isinstance(part, FoldedSMLPBlock) for part in parts.values())
+    if found.left:
+        logger.warning("parts left as they were, not folded: %s", _described(found.left))
+    folded = sum(isinstance(part, FoldedSMLPBlock) for part in found.parts.values())
     return folded + _swap(model, SMLPBlock, FusedSMLPBlock)
+
+
+def _described(left: dict[str, str]) -> str:
+    named = [f"{name}, as {reason}" for name, reason in list(left.items())[:_NAMED]]
+    more = [f"{len(left) - _NAMED} more"] if len(left) > _NAMED else []
+    return "; ".join(named + more)
 
 
 def unfuse_model(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune
 
 from smlp import SMLPBlock, SparseMLP
 from smlp_kernels import FusedSMLPBlock, fuse_model
-from smlp_kernels.folding import folded_parts
+from smlp_kernels.foldable import foldable
 from tests.smlp_kernels.oracle import DEVICE, EPS, Case, assert_close, formula
 
 CASE = Case(2, 5, 6, 4)
@@ -122,6 +122,13 @@ def test_parametrized_weights_stay_on_the_kernels() -> None:
     assert_close(actual, expected, None, eps=EPS[torch.float64], reduction=60)
 
 
+class Padded(nn.Conv2d):
+    """Its forward is the convolution's, what that calls is not."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x.roll(1, -1), weight, bias)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -130,6 +137,9 @@ def test_parametrized_weights_stay_on_the_kernels() -> None:
         lambda block: setattr(block, "fuse", nn.Conv2d(12, 4, 3, padding=1)),
         lambda block: setattr(block, "fuse", nn.Conv2d(12, 4, 1, groups=2)),
         lambda block: setattr(block, "proj_w", nn.Linear(6, 7)),
+        lambda block: setattr(block.proj_w, "forward", lambda x: x),
+        lambda block: setattr(block.fuse, "_conv_forward", lambda x, *_: x),
+        lambda block: setattr(block.fuse, "__class__", Padded),
         lambda block: block.proj_w.register_forward_pre_hook(lambda *_: None),
         lambda block: block.proj_w.register_full_backward_hook(lambda *_: None),
         lambda block: block.proj_w.register_full_backward_pre_hook(lambda *_: None),
@@ -147,10 +157,10 @@ def test_adapted_blocks_are_not_folded() -> None:
     torch.manual_seed(0)
     model = SparseMLP(image_size=8, patch_size=2, num_classes=3, d_model=6, depth=[2, 1]).eval()
     first, *_ = [module for module in model.modules() if isinstance(module, SMLPBlock)]
-    before = len(folded_parts(model))
+    before = len(foldable(model).parts)
     adapt(first)
     x = torch.randn(2, 3, 8, 8)
     expected = model(x)
-    assert len(folded_parts(model)) == before - 2  # the block's step and the convolution's before
+    assert len(foldable(model).parts) == before - 2  # the block's step and the convolution's before
     fuse_model(model, fold=True)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)

@@ -142,22 +142,43 @@ def test_nothing_is_left_to_train_and_the_state_moves() -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_training_mode_is_refused_and_nothing_changed(name: str) -> None:
-    model = IMAGES[name][0]()
-    last = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1][-1]
-    last.train()  # the rest is in eval mode
+    model = IMAGES[name][0]().train()
     kinds = [type(module) for module in model.modules()]
-    with pytest.raises(
-        ValueError, match=r"expected eval mode for folding, got .* in training mode"
-    ):
+    with pytest.raises(ValueError, match=r"expected something that folds .* is in training mode"):
         fuse_model(model, fold=True)
     assert [type(module) for module in model.modules()] == kinds
 
 
-def test_a_norm_without_statistics_is_refused() -> None:
+def test_where_nothing_folds_the_reason_is_named() -> None:
     model = pre_norm_block()
     model[0].norm = nn.BatchNorm2d(6, track_running_stats=False).double().eval()
-    with pytest.raises(ValueError, match="norm: expected running statistics"):
+    with pytest.raises(ValueError, match=r"with 0, as norm keeps no running statistics$"):
         fuse_model(model, fold=True)
+    with pytest.raises(ValueError, match=r"got Sequential with no part of a known kind$"):
+        fuse_model(nn.Sequential(SMLPBlock(5, 7, 6)).eval(), fold=True)
+    with pytest.raises(ValueError, match="the model, as it is no part of another module"):
+        fuse_model(pre_norm_block()[0], fold=True)
+
+
+def test_a_block_without_projection_biases_folds() -> None:
+    model = pre_norm_block()
+    model[0].fn[0].proj_h.bias = None
+    model[0].fn[0].proj_w = nn.Linear(7, 7, bias=False).to(model[0].norm.weight).eval()
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64, device=DEVICE)
+    expected = model(x)
+    assert fuse_model(model, fold=True) == 1 and type(model[0]) is FoldedSMLPBlock
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_folded_convolution_is_rounded_once() -> None:
+    net = smlpnet().half()
+    layer = net.stages[0][1]
+    weight, norm = layer.local.conv.weight.double(), layer.mix.norm
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    fuse_model(net, fold=True)
+    assert torch.equal(layer.local.conv.weight, (weight * scale.view(-1, 1, 1, 1)).half())
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    assert torch.equal(layer.local.conv.bias, shift.half())
 
 
 def test_other_steps_are_left_alone() -> None:
