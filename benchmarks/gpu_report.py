@@ -1,11 +1,12 @@
-"""Everything there is to measure on a GPU, in one command and under ten minutes::
+"""Everything there is to measure on a GPU, in calls of under ten minutes::
 
-    python -m benchmarks.gpu_report --out bench_out/report [--part 1|2] [--minutes 9.5]
+    python -m benchmarks.gpu_report --out bench_out/report [--part 1|2] [--minutes 8.5]
 
 Part 1 checks the kernels and measures all but torch.compile, part 2 what takes torch.compile's
-minutes of tuning. Each result is written down as it comes; a call with the same folder goes on
-where the former one stopped. Without a GPU everything is skipped with the reason. A kernel that
-leaves the GPU unusable costs one measurement: the rest is done by a new process.
+minutes of tuning, in several calls: each says how many are left at most. Each result is written
+down as it comes; a call with the same folder goes on where the former one stopped. Without a GPU
+everything is skipped with the reason. A kernel that leaves the GPU unusable costs one measurement:
+the rest is done by a new process.
 
 Writes into the folder: ``results.json`` (every measurement), ``report.json`` (the stages' rows,
 for ``benchmarks.plot`` and ``benchmarks.readme_table``), ``table.txt``, ``report.md`` and
@@ -14,8 +15,10 @@ for ``benchmarks.plot`` and ``benchmarks.readme_table``), ``table.txt``, ``repor
 
 import argparse
 import json
+import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +33,14 @@ from benchmarks.children import VARIANTS
 from benchmarks.gemm_alone import gemm_alone
 from benchmarks.measure_block import timed
 from benchmarks.measure_network import network
-from benchmarks.recorder import Context, DeviceLostError, Measurement, Recorder
+from benchmarks.recorder import (
+    RESULTS,
+    Context,
+    DeviceLostError,
+    Measurement,
+    Recorder,
+    details,
+)
 from benchmarks.roofline import Ceilings
 from benchmarks.rows import compare
 from benchmarks.shapes import DEMO, GROUPS, GROWTH, STAGES, Shape
@@ -102,20 +112,45 @@ def all_rows(recorder: Recorder) -> list[dict[str, Any]]:
     first row stays.
     """
     groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for name in recorder.entries:
-        for row in (recorder.result(name) or {}).get("rows", []):
-            groups.setdefault(row["group"], {}).setdefault(row["provider"], row)
+    for row in recorder.rows():
+        groups.setdefault(row["group"], {}).setdefault(row["provider"], row)
     return [row for group in groups.values() for row in compare(list(group.values()))]
 
 
 def other_lines(recorder: Recorder) -> list[str]:
-    """What was measured that is not in rows, one line each."""
-    results = {name: recorder.result(name) for name in recorder.entries}
-    return [
-        f"{name}: {json.dumps(result)}"
-        for name, result in results.items()
-        if result and "rows" not in result
+    """What was measured that is not in rows, one line each; then what is not measured, and why."""
+    entries = recorder.entries.items()
+    found = [
+        f"{name}: {json.dumps(entry['result'])}"
+        for name, entry in entries
+        if recorder.measured(name) and "rows" not in entry["result"]
     ]
+    missing = [
+        " ".join([f"{name}: {entry['status']}: {entry['reason']}", *details(entry)])
+        for name, entry in entries
+        if not recorder.measured(name)
+    ]
+    return found + missing
+
+
+def calls_needed(measurements: Sequence[Measurement], minutes: float) -> int:
+    """How many calls of this length do them all, each taking as long as it may."""
+    calls, left = 0, 0.0
+    for measurement in measurements:
+        if measurement.seconds > left:
+            calls, left = calls + 1, 60 * minutes
+        left -= measurement.seconds
+    return calls
+
+
+def plan(measurements: Sequence[Measurement], recorder: Recorder, minutes: float) -> str:
+    """A line on what is left to be measured."""
+    left = recorder.left(measurements)
+    return (
+        f"{len(left)} of {len(measurements)} measurements are left: at most "
+        f"{sum(one.seconds for one in left) / 60:.0f} minutes, "
+        f"{calls_needed(left, minutes)} calls of {minutes:g} minutes"
+    )
 
 
 def conclude(recorder: Recorder, folder: Path, command: str) -> None:
@@ -158,11 +193,51 @@ def conclude(recorder: Recorder, folder: Path, command: str) -> None:
     print("written:", *sorted(str(path) for path in folder.iterdir()))
 
 
+def minutes(text: str) -> float:
+    """The value of ``--minutes``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
+    return value
+
+
+def report_folder(text: str) -> Path:
+    """The value of ``--out``: made if need be, and never one with other things in it."""
+    folder = Path(text)
+    if folder.exists() and not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, got the file {text!r}")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULTS).exists():
+        raise argparse.ArgumentTypeError(
+            f"expected a new or empty folder, or one of an earlier call with a {RESULTS}, got "
+            f"{text!r} with other things in it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from None
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--out",
+        type=report_folder,
+        required=True,
+        help="folder of the results: a new or empty one, or that of an earlier call",
+    )
     parser.add_argument("--part", type=int, choices=(1, 2), help="half of it; default both")
-    parser.add_argument("--minutes", type=float, default=9.5, help="when to stop; default 9.5")
+    parser.add_argument(
+        "--minutes",
+        type=minutes,
+        default=8.5,
+        help="when to start nothing more; default 8.5, so that the whole call takes less than 10",
+    )
     parser.add_argument("--no-retry", action="store_true", help="leave out what failed before")
     arguments = parser.parse_args()
     context = Context(time.monotonic() + 60 * arguments.minutes)
@@ -175,6 +250,8 @@ def main() -> None:
     parts = {1: part_1, 2: part_2}
     chosen = (arguments.part,) if arguments.part else tuple(parts)
     measurements = [measurement for part in chosen for measurement in parts[part]()]
+    if context.ceilings:
+        print(plan(measurements, recorder, arguments.minutes), flush=True)
     command = ["-m", "benchmarks.gpu_report", "--out", str(arguments.out)]
     if arguments.part:
         command += ["--part", str(arguments.part)]
@@ -183,9 +260,12 @@ def main() -> None:
         recorder.run(measurements, context, say, retry=not arguments.no_retry)
     except DeviceLostError as error:
         say(f"{error} left the GPU unusable for this process; another one goes on")
-        command += ["--minutes", f"{context.remaining() / 60:.3f}", "--no-retry"]
+        left = max(context.remaining() / 60, 0.001)  # enough for the conclusion
+        command += ["--minutes", f"{left:.3f}", "--no-retry"]
         os.execv(sys.executable, [sys.executable, *command])
     conclude(recorder, arguments.out, " ".join(["python", *command]))
+    if context.ceilings:
+        say(plan(measurements, recorder, arguments.minutes))
 
 
 if __name__ == "__main__":

@@ -31,19 +31,20 @@ def timed(
         ceilings = context.measured_ceilings()
         rows: list[dict[str, Any]] = []
         failures: dict[str, str] = {}
+        context.so_far.update(rows=rows, failures=failures)
         bench = Workbench(shape, dtype, layout)
         try:
             with bench.active():
                 for pass_ in passes:
                     usable, reasons = bench.usable(providers.select(list(names)), pass_)
-                    failures |= {f"{who} {pass_}": why for who, why in reasons.items()}
+                    failures.update({f"{who} {pass_}": why for who, why in reasons.items()})
                     measured = bench.gpu_times(usable, pass_)
                     for provider in usable:
                         case = Case(shape, dtype, layout, pass_, provider)
                         rows.append(make_row(case, bench, measured, ceilings))
         finally:
             bench.close()
-        return {"rows": rows, "failures": failures}
+        return context.so_far
 
     return Measurement(name, run, seconds=seconds)
 
@@ -55,7 +56,9 @@ def memory(shape: Shape) -> Measurement:
     """
 
     def run(context: Context) -> dict[str, Any]:
-        return {name: _memory_of(shape, name) for name in ("eager_nhwc", "fused")}
+        for name in ("eager_nhwc", "fused"):
+            context.so_far[name] = _memory_of(shape, name)
+        return context.so_far
 
     return Measurement(f"memory {shape.name}", run)
 
@@ -94,15 +97,15 @@ def host(context: Context) -> dict[str, Any]:
             x = bench.inputs("channels_last")[0][0]
             with torch.no_grad():
                 empty = timing.host_us(lambda: EmptyFunction.apply(x))
-            result: dict[str, Any] = {"empty_function": empty}
+            context.so_far["empty_function"] = empty
             for provider in providers.select(["eager_nhwc", "handwritten", "fused"]):
-                result[provider.name] = {
+                context.so_far[provider.name] = {
                     pass_: timing.host_us(bench.steps(provider, pass_)[0])
                     for pass_ in ("inference", "fwd", "fwd+bwd")
                 }
     finally:
         bench.close()
-    return result
+    return context.so_far
 
 
 def graph_replay(context: Context) -> dict[str, Any]:

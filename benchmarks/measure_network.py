@@ -33,7 +33,8 @@ def network(context: Context, *, compiled: bool = False, device: str = "cuda") -
     images = torch.randn(BATCH, *IMAGE, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (BATCH,), device=device)
     models = {"plain": plain, "fused": fused}
-    result: dict[str, Any] = {"batch": BATCH, "blocks_swapped": swapped}
+    result = context.so_far
+    result |= {"batch": BATCH, "blocks_swapped": swapped}
     result["logits_difference"] = difference(plain, fused, images)
     calls = {name: torch.compile(m) if compiled else m for name, m in models.items()}
     try:

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -15,14 +17,23 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.environment import ROOT
-from benchmarks.recorder import Context, Measurement, SkippedError
+from benchmarks.recorder import Context, Measurement, OutOfTimeError, SkippedError
 from benchmarks.roofline import io_bytes
 from benchmarks.shapes import STAGES, Shape
 
 NCU_CALLS = 8
-CHECKER_FOUND = 9  # the exit status that is asked for
-COMPILE_SECONDS = 140.0  # for the kernels of one shape
+TESTS = ("tests",)
+TEST_WORKERS = 8
 READ, WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
+
+
+class ChildTimeoutError(RuntimeError):
+    """A child took too long and was ended."""
+
+    def __init__(self, command: Sequence[str], seconds: float, output: str) -> None:
+        name, last = " ".join(command[:4]), output[-300:]
+        super().__init__(f"{name} ... took over {seconds:.0f} s; printed last: {last!r}")
+        self.output = output
 
 
 def run_child(
@@ -31,7 +42,7 @@ def run_child(
     """Run a command in the project's root with a time limit, its output captured.
 
     Raises:
-        RuntimeError: if it takes longer, with the end of what it printed.
+        ChildTimeoutError: if it takes longer, with what it printed.
     """
     try:
         return subprocess.run(
@@ -46,42 +57,71 @@ def run_child(
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
         text = output.decode(errors="replace") if isinstance(output, bytes) else output
-        raise RuntimeError(
-            f"{' '.join(command[:4])} ... took over {seconds:.0f} s; printed last: {text[-300:]!r}"
-        ) from None
+        raise ChildTimeoutError(command, seconds, text) from None
 
 
 def gpu_tests(context: Context) -> dict[str, Any]:
-    """``pytest -m gpu tests``: counts, and the names and messages of what failed."""
+    """The tests marked ``gpu``: counts, and what failed.
+
+    Those marked ``large`` run first and alone, for they need the memory that other processes would
+    hold; where one of them is skipped all the same, that is told with the reason.
+    """
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
+    found = context.so_far
+    found |= {"passed": 0, "skipped": 0, "failures": {}, "skips": {}}
+    for which, workers in (("gpu and large", 0), ("gpu and not large", TEST_WORKERS)):
+        part = _run_tests(context, which, workers)
+        for count in ("passed", "skipped"):
+            found[count] += part[count]
+        found["failures"].update(part["failures"])
+        if which == "gpu and large":
+            found["skips"] = part["skips"]
+    return found
+
+
+def _run_tests(context: Context, which: str, workers: int) -> dict[str, Any]:
+    """The tests that a marker expression chooses; see :func:`read_junit`."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests", "-q"]
+        command = [sys.executable, "-m", "pytest", "-m", which, *TESTS, "-v"]
         command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
-        if find_spec("xdist"):  # most of the time goes into compiling kernels
-            command += ["-n", "8"]
-        child = run_child(command, context.remaining())
+        if workers and find_spec("xdist"):  # most of the time goes into compiling kernels
+            command += ["-n", str(workers)]
+        try:
+            child = run_child(command, context.child_seconds())
+        except ChildTimeoutError as error:
+            context.so_far["cut off"] = {which: read_progress(error.output)}
+            raise OutOfTimeError(f"tests marked {which} took too long") from error
         if not report.exists():
             raise RuntimeError(f"pytest ended with {child.returncode}: {child.stdout[-500:]}")
-        return {"exit_status": child.returncode, **read_junit(report.read_text())}
+        found = read_junit(report.read_text())
+        if child.returncode not in (0, 1):  # 1: a test failed
+            found["failures"]["pytest"] = f"ended with {child.returncode}: {child.stdout[-300:]}"
+        return found
 
 
 def read_junit(text: str) -> dict[str, Any]:
-    """Counts and failures of a JUnit XML report."""
+    """Counts of a JUnit XML report, and the messages of what failed and of what was skipped."""
     cases = list(ElementTree.fromstring(text).iter("testcase"))
-    failed = {}
+    messages: dict[str, dict[str, str]] = {"failure": {}, "error": {}, "skipped": {}}
     for case in cases:
-        for kind in ("failure", "error"):
+        for kind, by_name in messages.items():
             if (problem := case.find(kind)) is not None:
                 name = f"{case.get('classname')}::{case.get('name')}"
-                failed[name] = (problem.get("message") or "").partition("\n")[0][:300]
-    skipped = sum(case.find("skipped") is not None for case in cases)
+                by_name[name] = (problem.get("message") or "").partition("\n")[0][:300]
+    failed, skipped = messages["failure"] | messages["error"], messages["skipped"]
     return {
-        "passed": len(cases) - skipped - len(failed),
-        "skipped": skipped,
+        "passed": len(cases) - len(skipped) - len(failed),
+        "skipped": len(skipped),
         "failures": failed,
+        "skips": skipped,
     }
+
+
+def read_progress(text: str) -> dict[str, int]:
+    """How many tests had which outcome, from the lines of ``pytest -v``."""
+    return dict(Counter(re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", text)))
 
 
 def compile_kernels(context: Context) -> dict[str, Any]:
@@ -94,17 +134,18 @@ def compile_kernels(context: Context) -> dict[str, Any]:
     def compile_for(name: str) -> None:
         command = [sys.executable, "-m", "benchmarks.children", "compile", name]
         # on its own clock: the limit of the measurement cannot interrupt a thread
-        child = run_child(command, min(COMPILE_SECONDS, context.remaining()))
+        child = run_child(command, context.child_seconds())
         if child.returncode != 0:
             raise RuntimeError(child.stderr.strip()[-300:])
 
-    failures = {}
+    failures: dict[str, str] = {}
+    context.so_far["failures"] = failures
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
         jobs = {shape.name: pool.submit(compile_for, shape.name) for shape in STAGES}
         for name, job in jobs.items():
             if error := job.exception():
                 failures[name] = str(error)
-    return {"failures": failures}
+    return context.so_far
 
 
 def memory_checker(context: Context) -> dict[str, Any]:
@@ -112,15 +153,31 @@ def memory_checker(context: Context) -> dict[str, Any]:
     checker = shutil.which("compute-sanitizer")
     if checker is None:
         raise SkippedError("compute-sanitizer is not on the PATH")
-    command = [checker, "--tool", "memcheck", "--error-exitcode", str(CHECKER_FOUND)]
-    command += [sys.executable, "-m", "benchmarks.children", "compile", "rehearsal-7"]
+    command = [checker, "--tool", "memcheck", sys.executable]
+    command += ["-m", "benchmarks.children", "compile", "rehearsal-7"]
     # torch's allocator would hide accesses beyond a tensor inside its own large blocks
-    child = run_child(command, context.remaining(), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-    found = [line for line in child.stdout.splitlines() if line.startswith("=========")]
-    if child.returncode not in (0, CHECKER_FOUND):
-        raise SkippedError(f"compute-sanitizer ended with {child.returncode}: {found[-3:]}")
-    failures = {"memcheck": " ".join(found[1:8])} if child.returncode == CHECKER_FOUND else {}
-    return {"failures": failures}
+    child = run_child(command, context.child_seconds(), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    return read_checker(child.stdout, child.returncode)
+
+
+def read_checker(text: str, status: int) -> dict[str, Any]:
+    """The verdict of compute-sanitizer: its summary, not its exit status.
+
+    It ends with the status of the program where that dies, as it does of what was found.
+
+    Raises:
+        SkippedError: if it gave no verdict.
+        RuntimeError: if it found nothing, but the program failed.
+    """
+    said = [line for line in text.splitlines() if line.startswith("=========")]
+    errors = re.findall(r"ERROR SUMMARY: (\d+) error", text)
+    if not errors:
+        raise SkippedError(f"compute-sanitizer ended with {status}, no summary: {said[-3:]}")
+    if any(map(int, errors)):
+        return {"failures": {"memcheck": " ".join(said[1:8])}}
+    if status != 0:
+        raise RuntimeError(f"no errors found, but the program ended with {status}: {text[-300:]!r}")
+    return {"failures": {}}
 
 
 def dram_bytes(shape: Shape) -> Measurement:
@@ -135,7 +192,7 @@ def dram_bytes(shape: Shape) -> Measurement:
         command += ["--clock-control", "none", "--cache-control", "none"]
         command += ["--metrics", f"{READ},{WRITE}", sys.executable, "-m", "benchmarks.children"]
         command += ["forward", shape.name, "--calls", str(NCU_CALLS)]
-        child = run_child(command, context.remaining())
+        child = run_child(command, context.child_seconds())
         if child.returncode != 0:
             errors = [line for line in child.stdout.splitlines() if "==ERROR==" in line]
             reason = " ".join(errors) or child.stderr[-300:]
@@ -179,10 +236,10 @@ def over_ideal(measured: dict[str, Any], ideal: int) -> dict[str, Any]:
 def first_call(context: Context) -> dict[str, Any]:
     """Seconds of a first call in a fresh process: Triton's cache empty, then filled by that one."""
     command = [sys.executable, "-m", "benchmarks.children", "first-call", "small-14"]
-    result = {}
+    result = context.so_far
     with tempfile.TemporaryDirectory(prefix="smlp-triton-") as folder:
         for state in ("cold", "warm"):
-            child = run_child(command, context.remaining(), {"TRITON_CACHE_DIR": folder})
+            child = run_child(command, context.child_seconds(), {"TRITON_CACHE_DIR": folder})
             if child.returncode != 0:
                 raise RuntimeError(f"{state}: {child.stderr[-500:]}")
             result[state] = json.loads(child.stdout.splitlines()[-1])

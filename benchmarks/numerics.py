@@ -128,20 +128,28 @@ def around_the_table(page: Path) -> tuple[str, str]:
     """What stands before and after the table in ``page``, the markers included.
 
     Raises:
-        ValueError: if the page has no markers.
+        ValueError: if the page cannot be read and written, or the markers are not in it.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
+    if not page.is_file() or not os.access(page, os.R_OK | os.W_OK):
+        raise ValueError(f"{page}: expected a file that can be read and written")
+    if not os.access(page.parent, os.W_OK):
+        raise ValueError(f"{page}: expected a folder that can be written")
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page}: expected the markers {BEGIN} and {END}")
-    return before + begin, end + after
+    if text.count(BEGIN) != 1 or not end:
+        raise ValueError(f"{page}: expected the marker {BEGIN} once, and {END} after it")
+    return before + BEGIN, end + after
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page", type=Path, default=PAGE, help="file with the markers")
     page = parser.parse_args().page
-    before, after = around_the_table(page)  # a wrong page shows before minutes have gone
+    try:
+        before, after = around_the_table(page)  # a wrong page shows before minutes have gone
+    except ValueError as error:
+        parser.error(f"--page: {error}")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
@@ -149,7 +157,9 @@ def main() -> None:
     for row in rows(on_gpu):
         print(row.shape, row.dtype, *(f"{error:.1e}" for error in row.fused), flush=True)
         measured.append(row)
-    page.write_text(f"{before}\n\n{table(measured, on_gpu)}\n\n{after}")
+    aside = page.with_name(f"{page.name}.part")
+    aside.write_text(f"{before}\n\n{table(measured, on_gpu)}\n\n{after}")
+    os.replace(aside, page)
 
 
 if __name__ == "__main__":

@@ -145,10 +145,14 @@ def gradient_targets(block: SMLPBlock, x: Tensor) -> dict[str, Tensor]:
 
 
 def run_oracle(block: SMLPBlock, x: Tensor, grad_output: Tensor) -> Oracle:
-    """The reference in fp64 from the same, already rounded x, parameters and gradient."""
+    """The reference in fp64 from the same, already rounded x, parameters and gradient.
+
+    Gradients are recorded whether the caller does or not.
+    """
     exact = copy.deepcopy(block).double()
     targets = gradient_targets(exact, x.detach().double().requires_grad_())
-    output = exact(targets["x"])
+    with torch.enable_grad():
+        output = exact(targets["x"])
     gradients = torch.autograd.grad(output, list(targets.values()), grad_output.double())
     return Oracle(output.detach(), dict(zip(targets, gradients, strict=True)))
 

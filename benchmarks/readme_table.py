@@ -1,6 +1,6 @@
-"""The README's table of the stage shapes, from the folder of a report::
+"""The README's table of the stage shapes, from the folder of a report or its ``report.json``::
 
-    python -m benchmarks.readme_table benchmarks/results/nvidia-h200
+    python -m benchmarks.readme_table bench_out/report
 
 Prints Markdown: facts, one line per shape, and the targets with their verdicts. Prints that nothing
 was measured yet where the folder holds no GPU times.
@@ -22,13 +22,20 @@ PASSES = {"inference": "forward", "fwd+bwd": "forward + backward"}
 FACTS = ("gpu", "commit", "torch", "triton", "driver_version")
 
 
-def readme_table(folder: Path) -> str:
-    """Markdown for the results in ``folder``, bf16 and channels_last.
+def readme_table(report: Path) -> str:
+    """Markdown for the results of a report, bf16 and channels_last.
+
+    Args:
+        report: the ``--out`` of :mod:`benchmarks.gpu_report`, or the ``report.json`` in it. The
+            targets are judged by all of the folder's results; without them by the stages alone.
 
     Raises:
-        ValueError: if ``report.json`` in the folder is not one of :mod:`benchmarks.gpu_report`.
+        ValueError: if there is no such file or folder, or it is not one of
+            :mod:`benchmarks.gpu_report`.
     """
-    source = folder / "report.json"
+    if not report.exists():
+        raise ValueError(f"report: expected a folder or a file, found nothing at {report}")
+    source = report / "report.json" if report.is_dir() else report
     if not source.exists():
         return NOTHING
     try:
@@ -57,8 +64,8 @@ def readme_table(folder: Path) -> str:
         lines.append(f"| {size} | {' | '.join(cells)} |")
     means = [text for shapes in by_pass.values() for text in _means(shapes)]
     lines.append(f"| geometric mean | {' | '.join(means)} |")
-    recorder = Recorder(folder)
-    judged = targets.verdicts(all_rows(recorder), recorder.result)
+    recorder = Recorder(source.parent)
+    judged = targets.verdicts(all_rows(recorder) or run.rows, recorder.result)
     return "\n".join([*lines, "", *targets.markdown(judged)])
 
 
@@ -82,10 +89,12 @@ def _means(shapes: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the --out of benchmarks.gpu_report")
+    parser.add_argument(
+        "report", type=Path, help="the --out of benchmarks.gpu_report, or the report.json in it"
+    )
     arguments = parser.parse_args()
     try:
-        print(readme_table(arguments.folder))
+        print(readme_table(arguments.report))
     except ValueError as reason:
         raise SystemExit(str(reason)) from None
 

@@ -5,6 +5,7 @@ folder repeats only what is not ``measured`` yet.
 """
 
 import json
+import math
 import os
 import signal
 import threading
@@ -23,7 +24,9 @@ import torch
 from benchmarks import environment
 from benchmarks.roofline import Ceilings
 
+RESULTS = "results.json"
 LEAST_SECONDS = 5.0  # with less left than this nothing more is started
+CHILD_MARGIN = 2.0  # seconds to end a child and read what it printed
 
 
 class SkippedError(Exception):
@@ -48,13 +51,29 @@ class Context:
     Attributes:
         deadline: ``time.monotonic()`` at which the run has to end.
         ceilings: measured in this process before anything else; None without a GPU.
+        so_far: what the running measurement has; it fills this as it goes, so that one that is cut
+            off leaves what it had.
     """
 
     deadline: float
     ceilings: Ceilings | None = None
+    so_far: dict[str, Any] = field(default_factory=dict)
+    _stop_at: float = math.inf
+
+    def begin(self, seconds: float) -> float:
+        """Start a measurement of at most ``seconds``; returns how many it really has."""
+        self.so_far = {}
+        seconds = min(seconds, self.remaining())
+        self._stop_at = time.monotonic() + seconds
+        return seconds
 
     def remaining(self) -> float:
         return self.deadline - time.monotonic()
+
+    def child_seconds(self) -> float:
+        """What a child may take so that its output is read before the measurement is stopped."""
+        end = min(self.deadline, self._stop_at)
+        return max(1.0, end - CHILD_MARGIN - time.monotonic())
 
     def measured_ceilings(self) -> Ceilings:
         """The ceilings, or SkippedError where there are none to compare with."""
@@ -85,7 +104,8 @@ class Recorder:
     """The results of a folder, in ``results.json``.
 
     Every entry has ``status`` (measured, skipped, failed or unfinished), ``seconds`` and ``when``;
-    if measured ``environment``, ``ceilings`` and ``result``, else ``reason``.
+    if measured ``result``, else ``reason`` and, where there is any, what it had ``so_far``. Either
+    comes with ``environment`` and ``ceilings``.
     """
 
     folder: Path
@@ -98,7 +118,7 @@ class Recorder:
 
     @property
     def path(self) -> Path:
-        return self.folder / "results.json"
+        return self.folder / RESULTS
 
     def measured(self, name: str) -> bool:
         return self.entries.get(name, {}).get("status") == "measured"
@@ -106,6 +126,15 @@ class Recorder:
     def result(self, name: str) -> dict[str, Any] | None:
         """What ``name`` returned, or None if it is not measured."""
         return self.entries[name]["result"] if self.measured(name) else None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of all measurements, also of those that were cut off."""
+        for entry in self.entries.values():
+            yield from (entry.get("result") or entry.get("so_far") or {}).get("rows", [])
+
+    def left(self, measurements: Sequence[Measurement]) -> list[Measurement]:
+        """Those that are not measured yet."""
+        return [one for one in measurements if not self.measured(one.name)]
 
     def run(
         self,
@@ -151,8 +180,8 @@ class Recorder:
             self._save()
             reason = f": {entry['reason']}" if "reason" in entry else ""
             say(f"{measurement.name}: {entry['status']} in {entry['seconds']:.1f} s{reason}")
-            for part, why in entry.get("result", {}).get("failures", {}).items():
-                say(f"  {part}: {why}")
+            for line in details(entry):
+                say(f"  {line}")
             if torch.cuda.is_available() and not device_usable():
                 raise DeviceLostError(measurement.name)
         return True
@@ -165,15 +194,9 @@ class Recorder:
         try:
             if measurement.needs_gpu and not torch.cuda.is_available():
                 raise SkippedError("needs an NVIDIA GPU: torch.cuda.is_available() is False here")
-            with time_limit(min(measurement.seconds, context.remaining())):
+            with time_limit(context.begin(measurement.seconds)):
                 result = measurement.run(context)
-            ceilings = asdict(context.ceilings) if context.ceilings else None
-            outcome = {
-                "status": "measured",
-                "environment": facts,
-                "ceilings": ceilings,
-                "result": result,
-            }
+            outcome = {"status": "measured", "result": result}
         except SkippedError as reason:
             outcome = {"status": "skipped", "reason": str(reason)}
         except OutOfTimeError as reason:
@@ -185,6 +208,11 @@ class Recorder:
                 "reason": f"{type(error).__name__}: {first_line}",
                 "traceback": traceback.format_exc(),
             }
+        if outcome["status"] in ("unfinished", "failed") and context.so_far:
+            outcome["so_far"] = context.so_far
+        if outcome.keys() & {"result", "so_far"}:
+            outcome["environment"] = facts
+            outcome["ceilings"] = asdict(context.ceilings) if context.ceilings else None
         return {
             **outcome,
             "seconds": time.monotonic() - start,
@@ -196,6 +224,20 @@ class Recorder:
         aside = self.path.with_suffix(".json.part")
         aside.write_text(json.dumps({"measurements": self.entries}, indent=1) + "\n")
         os.replace(aside, self.path)
+
+
+def details(entry: dict[str, Any]) -> Iterator[str]:
+    """Lines on what failed or was skipped inside a measurement, and on what a cut-off one had."""
+    for part, why in entry.get("result", {}).get("failures", {}).items():
+        yield f"{part}: {why}"
+    for part, why in entry.get("result", {}).get("skips", {}).items():
+        yield f"{part}: SKIPPED: {why}"
+    if so_far := entry.get("so_far"):
+        found = (
+            f"{len(value)} {name}" if isinstance(value, list) else f"{name} {json.dumps(value)}"
+            for name, value in so_far.items()
+        )
+        yield f"it had: {', '.join(found)}"
 
 
 def device_usable() -> bool:

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu_report
-from benchmarks.recorder import DeviceLostError
+from benchmarks.recorder import Context, DeviceLostError, Measurement, Recorder
 from benchmarks.shapes import STAGES
 
 
@@ -36,6 +37,7 @@ def test_conclusion(tmp_path: Path, write_results, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "MEASURED AT DIFFERENT COMMITS: abc, def" in printed
     assert 'host time: {"fused": {"inference": 20.0}, "empty_function": 4.0}' in printed
+    assert "bad: failed: RuntimeError: none" in printed  # what is missing is told
     assert printed.index("of floor") < printed.index("forward, share of floor")
     (host,) = (line for line in printed.splitlines() if line.startswith("host time of a forward"))
     assert host.split()[-3:] == ["16", "us", "pass"]
@@ -63,6 +65,70 @@ def test_rehearsal_skips_everything_with_the_reason(tmp_path: Path) -> None:
     assert len(entries) == len(gpu_report.part_1()) + len(gpu_report.part_2())
 
 
+def test_calls_that_a_part_takes() -> None:
+    def of(*seconds: float) -> list[Measurement]:
+        return [Measurement(f"m{s}", lambda _: {}, seconds=s) for s in seconds]
+
+    assert gpu_report.calls_needed([], 8.5) == 0
+    assert gpu_report.calls_needed(of(60, 60, 60), 3) == 1
+    assert gpu_report.calls_needed(of(100, 100, 100), 3) == 3
+    assert gpu_report.calls_needed(of(100, 80, 100), 3) == 2
+    # torch.compile tunes for up to two minutes for each
+    assert gpu_report.calls_needed(gpu_report.part_2(), 8.5) > 5
+
+
+def test_what_is_left_is_told(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    two = [Measurement(name, lambda _: {}, needs_gpu=False, seconds=90) for name in "ab"]
+    assert gpu_report.plan(two, recorder, 2.0) == (
+        "2 of 2 measurements are left: at most 3 minutes, 2 calls of 2 minutes"
+    )
+    recorder.run(two[:1], Context(time.monotonic() + 60), lambda _: None)
+    assert gpu_report.plan(two, recorder, 8.5).startswith("1 of 2 measurements are left")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_minutes_that_cannot_be(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_report", "--out", str(tmp_path), f"--minutes={value}"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu_report.main()
+    assert f"a number of minutes above 0, got '{value}'" in capsys.readouterr().err
+
+
+def test_a_call_ends_within_ten_minutes_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs last may take as long as a child needs to end, and the conclusion a while."""
+    seen = []
+    monkeypatch.setattr(
+        gpu_report.Recorder, "run", lambda _, __, context, *___, **____: seen.append(context)
+    )
+    monkeypatch.setattr(gpu_report, "conclude", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_report", "--out", str(tmp_path)])
+    gpu_report.main()
+    assert 8.4 * 60 < seen[0].remaining() <= 8.5 * 60
+
+
+def test_folders_with_other_things_in_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(gpu_report, "measure_ceilings")  # so that measuring would fail
+    (tmp_path / "mine").write_text("x")
+    for out, message in (
+        (tmp_path / "mine", "expected a folder, got the file"),
+        (tmp_path, "with other things in it"),
+        (tmp_path / "mine" / "below", "cannot be written: Not a directory"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["gpu_report", "--out", str(out)])
+        with pytest.raises(SystemExit, match="2"):
+            gpu_report.main()
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert gpu_report.report_folder(str(tmp_path / "a" / "new")).is_dir()
+
+
 def test_another_process_goes_on_when_the_device_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +146,10 @@ def test_another_process_goes_on_when_the_device_is_lost(
     arguments = ["gpu_report", "--out", str(tmp_path), "--part", "1", "--minutes", "2"]
     monkeypatch.setattr(sys, "argv", arguments)
     gpu_report.main()
-    (command,) = started
+    monkeypatch.setattr(gpu_report.Context, "remaining", lambda _: -3.0)
+    gpu_report.main()
+    command, too_late = started
+    assert gpu_report.minutes(too_late[8]) < 0.01  # time to write down what there is
     assert command[1:7] == ["-m", "benchmarks.gpu_report", "--out", str(tmp_path), "--part", "1"]
     assert command[7] == "--minutes" and 1.9 < float(command[8]) <= 2.0
     assert command[9:] == ["--no-retry"]

@@ -1,14 +1,16 @@
 """The report's measurements of the block on the processor, with a clock in the GPU's place."""
 
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import measure_block, providers, timing, workbench
 from benchmarks.measure_block import EmptyFunction, host, memory, timed
-from benchmarks.recorder import Context, SkippedError
+from benchmarks.recorder import Context, OutOfTimeError, Recorder, SkippedError
 from benchmarks.roofline import Ceilings
 from benchmarks.shapes import Shape
 from benchmarks.workbench import GpuTime, Workbench
@@ -49,6 +51,26 @@ def test_rows_of_every_usable_provider_and_reasons_for_the_others(
         for pass_ in passes
     }
     assert closed == [SHAPE]
+
+
+def test_rows_of_a_stage_that_is_cut_off_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def gpu_times(self, usable, pass_):
+        if pass_ == "fwd+bwd":
+            raise OutOfTimeError("stopped after the 60 s that it had")
+        return {p.name: GpuTime(10.0, 0.0, "invented") for p in usable}
+
+    monkeypatch.setattr(Workbench, "gpu_times", gpu_times)
+    monkeypatch.setattr(Workbench, "close", lambda self: None)
+    stage = timed("stage", SHAPE, ("inference", "fwd+bwd"), ["eager_nhwc"], dtype="fp32")
+    recorder = Recorder(tmp_path)
+    said: list[str] = []
+    recorder.run([replace(stage, needs_gpu=False)], _context(), said.append)
+    assert recorder.entries["stage"]["status"] == "unfinished"
+    assert [(row["pass"], row["gpu_us"]) for row in recorder.rows()] == [("inference", 10.0)]
+    assert "  it had: 1 rows, failures {}" in said
+    assert not recorder.measured("stage")  # so the next call measures it again
 
 
 def test_without_ceilings_nothing_is_timed() -> None:

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from benchmarks import measure_process
+from benchmarks import measure_process, targets
 from benchmarks.measure_process import (
     NCU_CALLS,
+    ChildTimeoutError,
     compile_kernels,
     dram_bytes,
     first_call,
@@ -19,7 +21,7 @@ from benchmarks.measure_process import (
     read_ncu,
     run_child,
 )
-from benchmarks.recorder import Context, SkippedError
+from benchmarks.recorder import Context, Measurement, Recorder, SkippedError, details
 from benchmarks.shapes import BY_NAME, STAGES
 
 JUNIT = """<testsuites><testsuite>
@@ -54,6 +56,7 @@ def test_junit() -> None:
         "passed": 1,
         "skipped": 1,
         "failures": {"tests.test_mix::test_bad": "1 != 2"},
+        "skips": {"tests.test_mix::test_away": "two GPUs"},
     }
 
 
@@ -134,15 +137,89 @@ def test_tests_that_leave_no_report_are_a_failure(monkeypatch: pytest.MonkeyPatc
 
 def test_the_memory_checker_tells_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_process.shutil, "which", lambda _: "/bin/compute-sanitizer")
-    monkeypatch.setattr(measure_process, "run_child", _answer("========= ERROR SUMMARY: 0\n"))
-    assert memory_checker(_context()) == {"failures": {}}
-    printed = "========= COMPUTE-SANITIZER\n========= Invalid read of size 2\n"
-    monkeypatch.setattr(measure_process, "run_child", _answer(printed, status=9))
-    assert "Invalid read of size 2" in memory_checker(_context())["failures"]["memcheck"]
-    refused = _answer("========= Device not supported\n", status=1)
-    monkeypatch.setattr(measure_process, "run_child", refused)
-    with pytest.raises(SkippedError, match=r"ended with 1: .*Device not supported"):
-        memory_checker(_context())
+
+    def verdict(stdout: str, status: int) -> dict:
+        monkeypatch.setattr(measure_process, "run_child", _answer(stdout, status=status))
+        return memory_checker(_context())
+
+    head = "========= COMPUTE-SANITIZER\n"
+    assert verdict(f"{head}========= ERROR SUMMARY: 0 errors\n", 0) == {"failures": {}}
+    found = f"{head}========= Invalid read of size 2\n========= ERROR SUMMARY: 1 error\n"
+    for status in (0, 1, 9):  # a program that dies of what was found ends with its own
+        assert "Invalid read of size 2" in verdict(found, status)["failures"]["memcheck"]
+    with pytest.raises(SkippedError, match=r"ended with 1, no summary: .*Device not supported"):
+        verdict("========= Device not supported\n", 1)
+    with pytest.raises(RuntimeError, match="no errors found, but the program ended with 1"):
+        verdict(f"{head}========= ERROR SUMMARY: 0 errors\n", 1)
     monkeypatch.setattr(measure_process.shutil, "which", lambda _: None)
     with pytest.raises(SkippedError, match="not on the PATH"):
         memory_checker(_context())
+
+
+def _pytest(monkeypatch: pytest.MonkeyPatch, reports: dict[str, str]) -> list[list[str]]:
+    """A pytest that writes the given report for each marker expression; its commands."""
+    commands = []
+
+    def run(command, seconds) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        report = next(a.partition("=")[2] for a in command if a.startswith("--junitxml="))
+        Path(report).write_text(reports[command[command.index("-m", 2) + 1]])
+        return subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(measure_process, "run_child", run)
+    return commands
+
+
+def test_large_tests_run_first_and_alone_and_a_skip_there_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = """<testsuite><testcase classname="g" name="test_big">
+    <skipped message="needs 30 GiB"/></testcase></testsuite>"""
+    commands = _pytest(monkeypatch, {"gpu and large": large, "gpu and not large": JUNIT})
+    found = gpu_tests(_context())
+    first, second = commands
+    assert "gpu and large" in first and "-n" not in first
+    assert "gpu and not large" in second and second[second.index("-n") + 1] == "8"
+    assert found == {
+        "passed": 1,
+        "skipped": 2,
+        "failures": {"tests.test_mix::test_bad": "1 != 2"},
+        "skips": {"g::test_big": "needs 30 GiB"},
+    }
+    assert list(details({"result": found})) == [
+        "tests.test_mix::test_bad: 1 != 2",
+        "g::test_big: SKIPPED: needs 30 GiB",
+    ]
+    (verdict,) = (
+        one
+        for one in targets.verdicts([], lambda name: found if "tests" in name else None)
+        if "tests" in one.target.name
+    )
+    assert verdict.remark == "1 passed, 2 skipped; NOT RUN: g::test_big"
+
+
+def test_the_tests_marked_large_are_those_beyond_31_bits() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu and large"]
+    child = run_child([*command, "tests/smlp_kernels/test_gpu.py"], 60)
+    names = [line.partition("::")[2] for line in child.stdout.splitlines() if "::" in line]
+    assert len(names) == 3 and all("more_than_two_to_the_31_elements" in name for name in names)
+
+
+def test_tests_that_are_cut_off_tell_how_far_they_came(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    printed = "[gw0] [ 1%] PASSED tests/a.py::b\n[gw1] PASSED tests/a.py::c\ntests/d.py::e FAILED"
+
+    def run(command, seconds):
+        assert seconds < 20
+        raise ChildTimeoutError(command, seconds, printed)
+
+    monkeypatch.setattr(measure_process, "run_child", run)
+    recorder = Recorder(tmp_path)
+    tests = Measurement("tests on the GPU", gpu_tests, needs_gpu=False, seconds=20)
+    said: list[str] = []
+    recorder.run([tests], _context(), said.append)
+    entry = recorder.entries["tests on the GPU"]
+    assert entry["status"] == "unfinished" and "took too long" in entry["reason"]
+    assert entry["so_far"]["cut off"] == {"gpu and large": {"PASSED": 2, "FAILED": 1}}
+    assert any('"PASSED": 2' in line for line in said)

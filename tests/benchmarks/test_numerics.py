@@ -72,11 +72,21 @@ def test_table_is_written_between_the_markers(
     assert page.read_text().splitlines() == lines
 
 
-def test_page_without_markers_is_refused(tmp_path: Path) -> None:
+def test_another_page_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "page.md"
-    page.write_text("nothing here")
-    with pytest.raises(ValueError, match="expected the markers"):
-        numerics.around_the_table(page)
+    monkeypatch.delattr(numerics, "rows")  # so that measuring would fail
+    for text in ("nothing here", f"{numerics.END} then {numerics.BEGIN}", numerics.BEGIN):
+        page.write_text(text)
+        with pytest.raises(ValueError, match="expected the marker"):
+            numerics.around_the_table(page)
+    for wrong in (page, tmp_path, tmp_path / "absent.md"):
+        monkeypatch.setattr("sys.argv", ["numerics", "--page", str(wrong)])
+        with pytest.raises(SystemExit, match="2"):
+            numerics.main()
+        assert f"--page: {wrong}: expected" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.md"]
 
 
 def test_the_page_itself() -> None:

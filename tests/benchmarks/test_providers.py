@@ -100,3 +100,13 @@ def test_the_interpreter_is_never_offered(monkeypatch: pytest.MonkeyPatch) -> No
     assert "interpreter" in (PROVIDERS["fused"].why_not("nchw") or "")
     monkeypatch.setattr("smlp_kernels.launch.INTERPRETED", False)
     assert PROVIDERS["fused"].why_not("nchw") is None
+
+
+def test_the_oracle_records_gradients_also_where_the_caller_does_not() -> None:
+    block, x = SMLPBlock(3, 2, 4), torch.randn(1, 4, 3, 2)
+    expected = run_oracle(block, x, torch.ones_like(x))
+    with torch.no_grad():
+        actual = run_oracle(block, x, torch.ones_like(x))
+    assert set(actual.gradients) == {"x", *dict(block.named_parameters())}
+    for name, gradient in actual.gradients.items():
+        assert torch.equal(gradient, expected.gradients[name])

@@ -17,9 +17,24 @@ def test_table(tmp_path: Path, write_results) -> None:
     assert any(line.startswith("| forward over best torch: worst | >= 1.10x |") for line in lines)
 
 
-def test_nothing_measured(tmp_path: Path) -> None:
-    assert readme_table(tmp_path / "nowhere") == NOTHING
+def test_folder_or_file(tmp_path: Path, write_results) -> None:
+    gpu_report.conclude(write_results(tmp_path), tmp_path, "a command")
+    assert readme_table(tmp_path / "report.json") == readme_table(tmp_path)
+    alone = tmp_path / "elsewhere" / "named.json"  # without the folder's other results
+    alone.parent.mkdir()
+    alone.write_text((tmp_path / "report.json").read_text())
+    lines = readme_table(alone).splitlines()
+    assert "| [128, 384, 14, 14] | 60.0 | 50% | 2.00x (compiled) | - | - | - |" in lines
+    assert any(
+        line.startswith("| forward over best torch: worst | >= 1.10x | 2.00x") for line in lines
+    )
+    with pytest.raises(ValueError, match="report: expected a folder or a file, found nothing at"):
+        readme_table(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_nothing_measured(tmp_path: Path) -> None:
+    assert readme_table(tmp_path) == NOTHING
     rehearsal = tmp_path / "report.json"
     rehearsal.write_text('{"environment": {}, "ceilings": null, "rows": []}')
     assert readme_table(tmp_path) == NOTHING
