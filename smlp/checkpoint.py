@@ -1,28 +1,22 @@
 """Loading weights in any published layout, and saving them in the paper's."""
 
-import argparse
-import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor, nn
 
-from smlp.layouts import Rule, paper_rules, rules_for, unused
-from smlp.network import PyramidNetwork
+from smlp.layouts import Rule, known_names, paper_rules, rules_for, unused
+from smlp.network import FeaturePyramid, PyramidNetwork, unwrapped
 from smlp.smlpnet import SMLPNet
+from smlp.weight_files import find_weights, read_weights, reading
+
+__all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "paper_state_dict", "reading"]
 
 _logger = logging.getLogger(__name__)
-
-# Where training scripts keep the weights inside what they save.
-_CONTAINERS = ("model", "state_dict", "model_state_dict")
-# What wrappers (DistributedDataParallel, torch.compile) put before every name.
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -44,12 +38,20 @@ class LoadReport:
         mapped: every tensor that was loaded.
         kept: entries of the model that the checkpoint need not have and does not have.
         left_out: entries of the checkpoint that the model has no use for.
+        classifier: entries of the model that were left as they are by ``classifier=False``.
+        weights: where the weights lay in the source, as ``state_dict_ema``; empty for its top.
+        averaged: whether these are averaged weights, by their name.
+        others: what else there was in the source that looks like weights.
     """
 
     layout: str
     mapped: tuple[Mapped, ...]
     kept: tuple[str, ...]
     left_out: tuple[str, ...]
+    classifier: tuple[str, ...] = ()
+    weights: str = ""
+    averaged: bool = False
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         done = Counter(
@@ -58,6 +60,13 @@ class LoadReport:
         )
         lines = [f"{len(self.mapped)} tensors loaded from a checkpoint in the {self.layout} layout"]
         lines += [f"  {count} {how}" for how, count in done.most_common()]
+        if self.weights or self.others:
+            kind = "averaged weights" if self.averaged else "weights"
+            rest = f"; not loaded: {', '.join(self.others)}" if self.others else ""
+            lines.append(f"  these are the {kind} in {self.weights or 'the top'}{rest}")
+        if self.classifier:
+            names = ", ".join(self.classifier)
+            lines.append(f"  kept by classifier=False: {names}")
         if self.kept:
             lines.append(f"  not in the checkpoint, kept: {', '.join(self.kept)}")
         if self.left_out:
@@ -86,44 +95,56 @@ class CheckpointError(ValueError):
 
 def load_checkpoint(
     model: nn.Module,
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: str | os.PathLike[str] | BinaryIO | Mapping[str, Any],
     *,
     classifier: bool = True,
+    weights: str = "auto",
 ) -> LoadReport:
     """Load weights of any published layout into a model, all of them or none.
 
     Understood are the paper's code (microsoft/SPACH; its projections are 1x1 convolutions with the
     axes' names swapped, its concatenation starts with the identity), the SparseMLP port and its
-    Jittor sibling, blocks with a linear ``fuse`` (External-Attention), and our own. Names may carry
-    the prefixes of DistributedDataParallel or torch.compile, and the weights may lie under
-    ``model``, ``state_dict`` or ``model_state_dict``.
+    Jittor sibling, blocks with a linear ``fuse`` (External-Attention), and our own. The weights may
+    lie anywhere in the file, as under ``model`` or ``state_dict``, and their names may have any
+    common beginning, as ``module.`` or ``backbone.``, or those of ``torch.compile`` and FSDP.
 
     Args:
         model: an :class:`SMLPNet`, a :class:`SparseMLP`, an :class:`SMLPBlock`, or a module with
-            blocks in it; changed in place, dtype and device kept.
-        source: a file written by torch.save or by safetensors, or a state dict (tensors or arrays).
-            Files are read without running any code they may contain.
+            blocks in it; changed in place, dtype and device kept. It may be wrapped by
+            ``DistributedDataParallel``, ``DataParallel``, ``AveragedModel`` or ``torch.compile``.
+            A :class:`FeaturePyramid`, or a network without its head, takes checkpoints with one.
+        source: a file written by torch.save or by safetensors, by its path or opened for reading in
+            binary mode, or a state dict (tensors or arrays), or a mapping that holds one. Files are
+            read without running any code they may contain.
         classifier: False leaves the network's last linear layer as it is, to fine-tune on other
             classes.
+        weights: which weights to load from a source that holds averaged ones (``model_ema``,
+            ``state_dict_ema``, ``ema``, an ``AveragedModel``, ...) beside those of the last step:
+            ``"ema"`` the averaged, ``"raw"`` the others, ``"auto"`` the averaged if there are some.
 
     Returns:
-        What was mapped and how; the same is logged.
+        What was mapped and how, and which weights these are; the same is logged.
 
     Raises:
         CheckpointError: (a ValueError) if entries are missing, unknown or of another shape.
-        ValueError: if the file cannot be read as tensors, or the model is on the meta device.
+        ValueError: if the file cannot be read as tensors, if it has no weights of the kind asked
+            for, or several, or if the model is on the meta device.
         OSError: if the file cannot be opened.
-        TypeError: if ``source`` is no path or state dict, or ``classifier=False`` is asked for a
-            model that is no network of ours.
+        TypeError: if ``source`` is no path, file or state dict, or ``classifier=False`` is asked
+            for a model that is no network of ours.
         ModuleNotFoundError: if a safetensors file is given and safetensors is not installed.
     """
+    model = unwrapped(model)
+    if isinstance(model, FeaturePyramid):
+        model = model.network
     present = model.state_dict()
     if any(value.is_meta for value in present.values()):
         raise ValueError(
             "model: expected parameters with storage, got some on the meta device; "
             'call model.to_empty(device="cpu") first'
         )
-    state = _without_wrappers(_as_state_dict(source), present)
+    chosen = find_weights(_content(source), known_names(model), weights)
+    state = chosen.entries
     layout, rules = rules_for(model, state)
     own = set() if classifier else _classifier(model)
 
@@ -136,10 +157,18 @@ def load_checkpoint(
     if problems:
         raise CheckpointError(layout, problems, _hint(problems))
 
-    kept += sorted(own)
     model.load_state_dict({name: loaded.get(name, value) for name, value in present.items()})
     mapped = [Mapped(rule.theirs, rule.ours, rule.how) for rule in rules if rule.theirs in state]
-    report = LoadReport(layout, tuple(mapped), tuple(kept), tuple(left_out))
+    report = LoadReport(
+        layout=layout,
+        mapped=tuple(mapped),
+        kept=tuple(kept),
+        left_out=tuple(left_out),
+        classifier=tuple(sorted(own)),
+        weights=chosen.name,
+        averaged=chosen.averaged,
+        others=chosen.others,
+    )
     _logger.info("%s", report)
     return report
 
@@ -217,79 +246,25 @@ def _hint(problems: list[str]) -> str:
     return ""
 
 
+def _content(source: Any) -> Mapping[str, Any]:
+    is_file = isinstance(source, (str, os.PathLike)) or hasattr(source, "read")
+    content = read_weights(source) if is_file else source
+    if not isinstance(content, Mapping):
+        where = f" in {source}" if is_file else ""
+        raise TypeError(
+            f"source: expected a path, a file or a state dict, got {type(content).__name__}{where}"
+        )
+    return content
+
+
 def _classifier(model: nn.Module) -> set[str]:
     """Return the names of the entries of a network's last linear layer."""
     head = getattr(model, "mlp_head", None)
+    if isinstance(model, PyramidNetwork) and isinstance(head, nn.Identity):
+        return set()
     if not isinstance(model, PyramidNetwork) or not isinstance(head, nn.Sequential):
         raise TypeError(
             "classifier: expected True for a model other than a SparseMLP or an SMLPNet with its "
             f"head, got False for {type(model).__name__}"
         )
     return {f"mlp_head.{len(head) - 1}.{name}" for name in head[-1].state_dict()}
-
-
-# --- reading -----------------------------------------------------------------------------------
-
-
-def _as_state_dict(source: object) -> dict[str, Any]:
-    content = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else source
-    if not isinstance(content, Mapping):
-        where = "" if content is source else f" in {source}"
-        raise TypeError(
-            f"source: expected a path or a state dict, got {type(content).__name__}{where}"
-        )
-    state: Mapping[str, Any] = content
-    for key in _CONTAINERS:
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    return {str(name): _as_tensor(value) for name, value in state.items()}
-
-
-def _as_tensor(value: object) -> object:
-    # Frameworks without torch tensors save arrays; anything else is reported by its name later.
-    return torch.as_tensor(value) if hasattr(value, "__array__") else value
-
-
-def _read(path: Path) -> object:
-    """Read a file of tensors without running code from it."""
-    read: Callable[[Path], Any] = _read_pickled_tensors
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file as read
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"reading {path} needs safetensors: pip install safetensors", name=error.name
-            ) from error
-    with reading("source", "a file of tensors", path):
-        return read(path)
-
-
-@contextlib.contextmanager
-def reading(argument: str, expected: str, path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a file, other than an OSError, into a ValueError."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # anything, where bytes are damaged
-        # without the error's text: torch's advises to load the file unsafely
-        raise ValueError(
-            f"{argument}: expected {expected}, got {path}, which cannot be read without running "
-            f"code from it, or is damaged ({type(error).__name__})"
-        ) from error
-
-
-def _read_pickled_tensors(path: Path) -> Any:
-    # Training scripts save their options along; a Namespace holds values and runs nothing.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _without_wrappers(state: dict[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove what wrappers put before every name, unless the model is wrapped like that itself."""
-    for prefix in _WRAPPERS * 2:
-        wrapped = state and all(name.startswith(prefix) for name in state)
-        if wrapped and not any(name.startswith(prefix) for name in present):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from smlp.block import SMLPBlock, as_matrix, identity_last
+from smlp.network import PyramidNetwork
 from smlp.smlpnet import SMLPNet
 from smlp.sparse_mlp import SparseMLPStage
+from smlp.weight_files import without_wrappers
 
 OURS = "smlp"
 SPACH = "spach"
@@ -78,11 +80,11 @@ def paper_rules(network: SMLPNet) -> list[Rule]:
             number += 1
     rules = []
     for name in network.state_dict():
-        module, _, entry = name.rpartition(".")
+        module, _, entry = without_wrappers(name).rpartition(".")
         if module in renamed:
             rules.append(_plain(name, f"{renamed[module]}.{entry}"))
-    for ours, theirs in blocks.items():
-        rules += _paper_block(ours, theirs, has_bias=False)
+    for ours, theirs, _ in _blocks(network):
+        rules += _paper_block(ours, blocks[theirs], has_bias=False)
     return rules
 
 
@@ -92,31 +94,54 @@ def rules_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[str, list[Rul
         name.startswith(("token_mix.", "to_patch_embedding.")) for name in state
     ):
         return SPACH, paper_rules(model)
-    layout = PORT if any(True for _ in unused(model, state)) else OURS
-    rules = {name: _plain(name, name) for name in model.state_dict()}
-    for path, block in model.named_modules():
-        if not isinstance(block, SMLPBlock):
-            continue
-        prefix = f"{path}." if path else ""
-        fuse = f"{prefix}fuse.weight"
-        if f"{prefix}proh_w.weight" in state:
+    layout = PORT if any(True for _ in unused_merge(model, state)) else OURS
+    rules = {name: _plain(name, without_wrappers(name)) for name in model.state_dict()}
+    for ours, theirs, block in _blocks(model):
+        fuse = f"{theirs}fuse.weight"
+        if f"{theirs}proh_w.weight" in state:
             layout = SPACH
-            new = _paper_block(prefix, prefix, has_bias=block.fuse.bias is not None)
+            new = _paper_block(ours, theirs, has_bias=block.fuse.bias is not None)
             rules.update({rule.ours: rule for rule in new})
         elif isinstance(state.get(fuse), Tensor) and state[fuse].dim() == 2:
             layout = LINEAR_FUSE
-            rules[fuse] = Rule(fuse, fuse, "linear layer to 1x1 convolution", _as_conv, as_matrix)
+            name = f"{ours}fuse.weight"
+            rules[name] = Rule(name, fuse, "linear layer to 1x1 convolution", _as_conv, as_matrix)
     return layout, list(rules.values())
 
 
-def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names in ``state`` that the port saves and never uses.
+def known_names(model: nn.Module) -> set[str]:
+    """Return the names under which entries of ``model`` may be found, in any layout."""
+    names = {without_wrappers(name) for name in model.state_dict()}
+    if isinstance(model, SMLPNet):
+        names.update(rule.theirs for rule in paper_rules(model))
+    for ours, theirs, _ in _blocks(model):
+        names.update(rule.theirs for rule in _paper_block(ours, theirs, has_bias=False))
+    return names
 
-    They belong to a patch merging after its last stage.
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, str, SMLPBlock]]:
+    """Yield all blocks after the beginnings of their entries' names, here and in a checkpoint."""
+    for path, block in model.named_modules():
+        if isinstance(block, SMLPBlock):
+            prefix = f"{path}." if path else ""
+            yield prefix, without_wrappers(prefix), block
+
+
+def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names in ``state`` that the model has no use for.
+
+    They belong to a patch merging after the port's last stage, or to a head that was taken off.
     """
+    yield from unused_merge(model, state)
+    if isinstance(model, PyramidNetwork) and isinstance(model.mlp_head, nn.Identity):
+        yield from (name for name in state if name.startswith(("mlp_head.", "batch_norm.")))
+
+
+def unused_merge(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names in ``state`` that the port saves and never uses."""
     for path, stage in model.named_modules():
         if isinstance(stage, SparseMLPStage) and isinstance(stage.patch_merge, nn.Identity):
-            prefix = f"{path}.patch_merge." if path else "patch_merge."
+            prefix = without_wrappers(f"{path}.patch_merge." if path else "patch_merge.")
             yield from (name for name in state if name.startswith(prefix))
 
 

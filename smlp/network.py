@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from smlp.sizes import Size, as_pair, check_images, positive_int, positive_ints, stage_sizes
 
@@ -149,3 +151,14 @@ class FeaturePyramid(nn.Module):
         """
         features = self.network.forward_features(x)
         return [features[stage] for stage in self.stages]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what data parallelism, ``AveragedModel`` or ``torch.compile`` wrapped."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # of torch.compile, whose class is slow to import
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model

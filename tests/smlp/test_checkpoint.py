@@ -166,7 +166,9 @@ def test_other_classes() -> None:
     model = SMLPNet(**{**SMALL, "num_classes": 7}).double().eval()
     before = copy_of(model)
     report = load_checkpoint(model, state, classifier=False)
-    assert report.kept == ("mlp_head.2.bias", "mlp_head.2.weight")
+    assert report.classifier == ("mlp_head.2.bias", "mlp_head.2.weight") and not report.kept
+    assert "kept by classifier=False: mlp_head.2.bias, mlp_head.2.weight" in str(report)
+    assert "not in the checkpoint" not in str(report)  # it is there
     assert report.left_out == ("mlp_head.0.weight", "mlp_head.0.bias")
     own = {"mlp_head.0.weight": before["mlp_head.2.weight"]}
     own["mlp_head.0.bias"] = before["mlp_head.2.bias"]
@@ -288,6 +290,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=expected) as error:
         load_checkpoint(model, tmp_path / "bad.pt")
     assert "weights_only" not in str(error.value)  # torch's text says how to read it carelessly
+    assert f"{os.mkdir.__module__}.mkdir, refused" in str(error.value)
+    assert "save the tensors alone: torch.save(state_dict, path)" in str(error.value)
     assert not (tmp_path / "executed").exists()
     assert same(model.state_dict(), before)
     # The file does what it says when it is read carelessly; otherwise this test shows nothing.
@@ -303,11 +307,11 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     for name in ("noise.pt", "empty.pt"):
         with pytest.raises(ValueError, match=f"source: expected a file of tensors, got .*{name}"):
             load_checkpoint(model, tmp_path / name)
-    with pytest.raises(TypeError, match=r"expected a path or a state dict, got list in .*list\.pt"):
+    with pytest.raises(TypeError, match=r"a file or a state dict, got list in .*list\.pt"):
         load_checkpoint(model, str(tmp_path / "list.pt"))
     with pytest.raises(FileNotFoundError):
         load_checkpoint(model, tmp_path / "none.pt")
-    with pytest.raises(TypeError, match="source: expected a path or a state dict, got int"):
+    with pytest.raises(TypeError, match="source: expected a path, a file or a state dict, got int"):
         load_checkpoint(model, 3)
     with pytest.raises(TypeError, match="classifier: expected True for a model other than"):
         load_checkpoint(model, model.state_dict(), classifier=False)
@@ -316,11 +320,13 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("name", ["damaged.pt", "damaged.safetensors"])
+@pytest.mark.parametrize("name", ["damaged.pt", "legacy.pt", "damaged.safetensors", "no_suffix"])
 def test_damaged_files_leave_the_model_as_it_was(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if path.suffix == ".pt":
-        torch.save(SMLPBlock(3, 4, 5).state_dict(), path)
+        modern = name != "legacy.pt"
+        state = SMLPBlock(3, 4, 5).state_dict()
+        torch.save(state, path, _use_new_zipfile_serialization=modern)
     else:
         safetensors = pytest.importorskip("safetensors.torch")
         safetensors.save_file(SMLPBlock(3, 4, 5).state_dict(), path)
@@ -335,7 +341,8 @@ def test_damaged_files_leave_the_model_as_it_was(name: str, tmp_path: Path) -> N
         before = copy_of(model)
         try:
             load_checkpoint(model, path)
-        except ValueError:
+        except ValueError as error:
+            assert isinstance(error, CheckpointError) or name in str(error)
             refused += 1
             assert same(model.state_dict(), before)
     assert refused > 100  # the others hit what nobody looks at, or the numbers
