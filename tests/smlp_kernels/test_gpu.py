@@ -161,9 +161,14 @@ def test_cuda_graph_of_a_training_step() -> None:
     reference.load_state_dict(block_after)
     expected = step(reference, reference_optimizer)
     assert torch.isfinite(final_loss)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    # Either side may multiply in IEEE or in TF32, by hardware that rounds or that truncates, of
+    # which the last is 1e-3 off; a replay that reads old images or adds to old gradients makes
+    # updates of which a large part is wrong.
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
     for name, value in block.state_dict().items():
-        torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-4, atol=1e-6)
+        update = value - block_after[name]
+        expected_update = reference.state_dict()[name] - block_after[name]
+        assert (update - expected_update).norm() < 1e-2 * expected_update.norm(), name
 
 
 def test_second_stream() -> None:

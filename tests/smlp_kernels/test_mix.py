@@ -196,7 +196,8 @@ def test_tf32_values(allowed: bool) -> None:
     exact = formula(*to_float64(arguments))
     error = (fused_smlp(*arguments).double() - exact).norm() / exact.norm()
     if allowed:
-        assert EPS[torch.float32] < error < 2 * TF32_EPS
+        # operands rounded to TF32 make 0.23 of this unit, truncated ones 1.8: hardware has either
+        assert 4 * EPS[torch.float32] < error < 3 * TF32_EPS
     else:
         assert error < 16 * EPS[torch.float32]
 
