@@ -1,8 +1,8 @@
-"""The command ``smlp``: train, and look into a network."""
+"""The command ``smlp``: train, use what was trained, and look into a network."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,19 @@ import torch
 
 from smlp.ablations import ABLATIONS
 from smlp.export import example, export_onnx, largest_difference
-from smlp.features import load_image, receptive_fields
+from smlp.features import receptive_fields
+from smlp.images import image_files, load_image
 from smlp.info import as_table, parts
 from smlp.network import PyramidNetwork
 from smlp.pictures import draw_feature_maps, draw_receptive_fields
 from smlp.train import cli as train_cli
 from smlp.train.ablations import CHOSEN, DEFAULTS, run_ablations
 from smlp.train.config import MODELS, TrainConfig
+from smlp.train.evaluate import evaluate, held_out
+from smlp.train.image_folder import batches
+from smlp.train.loaders import held_out_shares
 from smlp.train.models import Trained, build_model, load_network
+from smlp.train.parallel import world_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,33 +35,33 @@ Subparsers = Any  # argparse keeps the type of its subparsers to itself
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` and return the exit code."""
     parser = argparse.ArgumentParser(prog="smlp", description="Sparse-MLP vision networks.")
+    parser.add_argument("--version", action="version", version=_versions())
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     train_cli.add_parser(subparsers)
-    _add_ablations(subparsers)
-    for add in (_add_info, _add_fields, _add_features, _add_export):
+    uses = (_add_evaluate, _add_predict, _add_export)
+    for add in (_add_ablations, *uses, _add_info, _add_fields, _add_features):
         add(subparsers)
     arguments = parser.parse_args(argv)
     code: int = arguments.run(arguments)
     return code
 
 
+def _versions() -> str:
+    try:
+        ours = version("smlp-kernels")
+    except PackageNotFoundError:  # a source tree that is not installed
+        ours = "(not installed)"
+    return f"smlp {ours}, torch {torch.__version__}"
+
+
 def _command(
     subparsers: Subparsers, name: str, help_text: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
     """Add a command whose errors of usage end in one line and exit code 2."""
-
-    def guarded(arguments: argparse.Namespace) -> int:
-        try:
-            run(arguments)
-        except (ValueError, TypeError, ImportError, OSError) as error:
-            print(f"smlp {name}: {error}", file=sys.stderr)
-            return 2
-        return 0
-
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}."
     )
-    parser.set_defaults(run=guarded)
+    parser.set_defaults(run=train_cli.guarded(f"smlp {name}", run))
     return parser
 
 
@@ -72,7 +77,79 @@ def _add_ablations(subparsers: Subparsers) -> None:
 
 def _ablations(arguments: argparse.Namespace) -> None:
     options = {key: value for key, value in vars(arguments).items() if key not in ("run", "seeds")}
-    print(run_ablations(TrainConfig(**options), arguments.seeds))
+    print(run_ablations(TrainConfig(**(DEFAULTS | options)), arguments.seeds))
+
+
+def _add_evaluate(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers,
+        "evaluate",
+        "accuracy and loss of a trained network on held-out images",
+        _evaluate,
+    )
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--data",
+        help="digits, mnist5k, or a folder of class folders, or one holding those in val/; "
+        "by default what the network was trained on",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read images")
+    _add_device(parser)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    batch_size = train_cli.at_least_1(arguments, "batch_size")
+    trained = load_network(arguments.checkpoint)
+    data = trained.data if arguments.data is None else arguments.data
+    images = held_out(trained, data)
+    with world_of(arguments.device) as world:
+        shares = [share for share in held_out_shares(len(images), batch_size, world) if share]
+        loaded = batches(images, shares, arguments.workers, world.device)
+        loss, accuracy = evaluate(trained.network.to(world.device), loaded, world)
+    print(f"accuracy {accuracy:.2%}, loss {loss:.4f} on {len(images):,} held-out images of {data}")
+
+
+def _add_predict(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "predict", "the likeliest classes of image files, a line for each", _predict
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder of them")
+    parser.add_argument("--top", type=int, default=3, help="classes to name (default 3)")
+    _add_device(parser)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    top = train_cli.at_least_1(arguments, "top")
+    trained = load_network(arguments.checkpoint)
+    paths: list[Path] = []
+    for given in map(Path, arguments.images):
+        paths += image_files(given) if given.is_dir() else [given]
+    if not paths:
+        raise ValueError(f"images: expected image files in {', '.join(arguments.images)}, got none")
+    with world_of(arguments.device) as world:
+        trained.network.to(world.device)
+        for path in paths:
+            image = trained.preprocessing(path).to(world.device)
+            print(f"{path}: {_likeliest(trained, image, top)}")
+
+
+@torch.no_grad()
+def _likeliest(trained: Trained, image: torch.Tensor, top: int) -> str:
+    """Name the ``top`` likeliest classes of a normalised image ``[C, H, W]``, and how likely."""
+    logits = trained.network(image.unsqueeze(0))[0]
+    shares, classes = logits.softmax(dim=0).topk(min(top, len(trained.classes)))
+    pairs = zip(classes.tolist(), shares.tolist(), strict=True)
+    return ", ".join(f"{trained.classes[label]} {share:.1%}" for label, share in pairs)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="model.pt of a run of smlp train")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto for a GPU if any")
 
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +179,8 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
         "d_model",
         "ablation",
     )
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    options = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in options.items() if value is not None}
     if arguments.checkpoint is None:
         torch.manual_seed(0)
         return build_model(arguments.model, given, fused=False), None
@@ -148,8 +226,9 @@ def _fields(arguments: argparse.Namespace) -> None:
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(NOISE_IMAGES, channels, *size, generator=generator)
     else:
-        inputs = load_image(arguments.image, channels, size).unsqueeze(0)
-        inputs = trained.normalised(inputs) if trained else inputs
+        image = arguments.image
+        inputs = trained.preprocessing(image) if trained else load_image(image, channels, size)
+        inputs = inputs.unsqueeze(0)
     fields = receptive_fields(network, inputs, list(arguments.depths))
     names = {f"{depth} layer{'s' if depth > 1 else ''}": fields[depth] for depth in fields}
     title = (
@@ -163,7 +242,7 @@ def _add_features(subparsers: Subparsers) -> None:
     parser = _command(
         subparsers, "features", "picture of a trained network's feature maps of an image", _features
     )
-    parser.add_argument("--checkpoint", required=True, help="model.pt of a run of smlp train")
+    _add_checkpoint(parser)
     parser.add_argument("--image", required=True, help="an image file")
     parser.add_argument("--channels", type=int, default=6, help="maps per stage (default 6)")
     parser.add_argument("--out", default="features.png", help="the picture (default features.png)")
@@ -172,16 +251,17 @@ def _add_features(subparsers: Subparsers) -> None:
 def _features(arguments: argparse.Namespace) -> None:
     trained = load_network(arguments.checkpoint)
     network = trained.network
-    image = load_image(arguments.image, network.in_channels, network.image_size)
+    image = trained.preprocessing.load(arguments.image)
     with torch.no_grad():
-        maps = network.forward_features(trained.normalised(image.unsqueeze(0)))
+        maps = network.forward_features(trained.preprocessing.normalise(image.unsqueeze(0)))
         probabilities = network.mlp_head(maps[-1]).softmax(dim=1)[0]
     rows = {
         f"stage {i + 1}\n{' x '.join(map(str, stage.shape[1:]))}": stage[0]
         for i, stage in enumerate(maps)
     }
     best = int(probabilities.argmax())
-    title = f"Feature maps of {type(network).__name__}: class {best}, {probabilities[best]:.0%}"
+    named = f"class {trained.classes[best]}, {probabilities[best]:.0%}"
+    title = f"Feature maps of {type(network).__name__}: {named}"
     _write(draw_feature_maps(image, rows, channels=arguments.channels, title=title), arguments.out)
 
 

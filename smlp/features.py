@@ -1,50 +1,11 @@
-"""Inside a network: images as it takes them, the layers one by one, the map of every stage."""
+"""Inside a network: its layers one by one, and what each of them sees."""
 
-from pathlib import Path
-
-import torch
 from torch import Tensor, nn
 
 from smlp.network import PyramidNetwork
 from smlp.receptive_field import receptive_field
 from smlp.smlpnet import SMLPNet, SMLPNetLayer
 from smlp.sparse_mlp import SparseMLP
-
-_MODES = {1: "L", 3: "RGB"}
-
-
-def load_image(path: str | Path, in_channels: int, image_size: tuple[int, int]) -> Tensor:
-    """Read an image file: cut its centre to the network's aspect ratio, then resize it.
-
-    Args:
-        path: any format that pillow reads.
-        in_channels: 1 converts to grey, 3 to colour.
-        image_size: (height, width) wanted.
-
-    Returns:
-        ``[in_channels, *image_size]``, float32, from 0 (black) to 1.
-
-    Raises:
-        ValueError: if the file is no image, or the network takes another number of channels.
-        ImportError: if pillow is missing, with the command that installs it.
-    """
-    try:
-        import numpy as np
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError("image: reading one needs pillow: pip install pillow") from error
-    if in_channels not in _MODES:
-        raise ValueError(f"image: expected a network of 1 or 3 input channels, got {in_channels}")
-    height, width = image_size
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.fit(
-                file.convert(_MODES[in_channels]), (width, height), Image.Resampling.BICUBIC
-            )
-    except OSError as error:
-        raise ValueError(f"image: expected an image file, got {path}: {error}") from None
-    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-    return pixels.reshape(height, width, in_channels).permute(2, 0, 1)
 
 
 def layers(network: PyramidNetwork) -> list[nn.Module]:

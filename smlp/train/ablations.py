@@ -17,7 +17,7 @@ from smlp.train.models import MODEL, load_network
 
 _logger = logging.getLogger(__name__)
 
-CHOSEN = ("ablation", "seed", "resume", "fused")
+CHOSEN = ("ablation", "seed", "resume", "overwrite", "init", "fused")
 """Fields of :class:`TrainConfig` that the comparison decides: changed blocks cannot be fused."""
 
 DEFAULTS = {"model": "smlpnet_tiny", "out": "runs/ablations"}
@@ -48,7 +48,7 @@ def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
 
     Args:
         config: the options; ``ablation``, ``seed`` and ``resume`` are set for each run and
-            ``fused`` is off.
+            ``overwrite``, ``init`` and ``fused`` are off.
         seeds: one run of every ablation for each.
 
     Returns:
@@ -70,6 +70,8 @@ def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
                 ablation=name,
                 seed=seed,
                 resume=True,
+                overwrite=False,
+                init=None,
                 fused=False,
                 out=str(Path(config.out) / f"{name}-{seed}"),
             )

@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,33 @@ from smlp.train.parallel import World
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put ``path`` in an OSError that names no file, as those of writing and flushing do."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds either the old file or all of the new one."""
+    """Write ``content`` so that ``path`` holds either the old file or all of the new one.
+
+    Raises:
+        OSError: naming ``path``, if that fails; nothing is left behind.
+    """
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -2,37 +2,43 @@
 
 import argparse
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from smlp.train.config import TrainConfig
 
 DESCRIPTION = """\
 Train an sMLP network. The folder given by --out receives log.csv (every step), epochs.csv,
-last.pt (the run, from which --resume goes on exactly) and model.pt (the trained weights).
+last.pt (the run, from which --resume goes on exactly) and model.pt (the trained weights). Ctrl-C
+saves and ends.
 
   smlp train --data digits --out runs/digits
+  smlp train --resume --out runs/digits --epochs 20
   torchrun --nproc-per-node 8 -m smlp.train --data /data/imagenet --model smlpnet_tiny ...
 """
 
 # What torch says to every user of these networks although nothing is wrong: layers end in a
 # rearranged view, which nothing writes to; a depthwise filter's axis of length 1 has any stride.
 _HARMLESS = ("FSDP2-wrapped module", "Grad strides do not match bucket view strides")
-_NUMBERS = {"patch_size": int, "d_model": int}
+_TYPES = {"patch_size": int, "d_model": int, "init": str}  # of options without a default
 
 
 def add_arguments(
     parser: argparse.ArgumentParser, without: Collection[str] = (), **defaults: Any
 ) -> None:
-    """Add one option per field of :class:`TrainConfig`.
+    """Add one option per field of :class:`TrainConfig`; those not given are left out of the result.
 
     Args:
         parser: what to add them to.
         without: fields that get no option.
-        defaults: of fields whose default is another here.
+        defaults: of fields whose default is another here, for the help.
     """
     for option in fields(TrainConfig):
         if option.name in without:
@@ -45,10 +51,10 @@ def add_arguments(
         elif option.name in _INTEGERS:
             arguments |= {"type": _INTEGERS[option.name], "metavar": "N,N"}
         else:
-            arguments["type"] = _NUMBERS.get(option.name, type(default))
+            arguments["type"] = _TYPES.get(option.name, type(default))
         if default is not None and not isinstance(default, bool):
             arguments["help"] += f" (default {default})"
-        parser.add_argument(flag, default=default, **arguments)
+        parser.add_argument(flag, default=argparse.SUPPRESS, **arguments)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,25 +66,50 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=guarded("smlp train", run))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Train with parsed ``arguments``; prints the outcome and returns the exit code."""
+def run(arguments: argparse.Namespace) -> None:
+    """Train with parsed ``arguments`` and print the outcome."""
     from smlp.train.loop import train
+    from smlp.train.state import options_of
 
-    names = [option.name for option in fields(TrainConfig)]
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        summary = train(TrainConfig(**{name: getattr(arguments, name) for name in names}))
-    except (ValueError, TypeError, ImportError, FloatingPointError) as error:
-        print(f"smlp train: {error}", file=sys.stderr)
-        return 2
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    names = {option.name for option in fields(TrainConfig)}
+    options = {name: value for name, value in vars(arguments).items() if name in names}
+    if options.get("resume"):
+        options = options_of(Path(options.get("out", TrainConfig.out))) | options
+    summary = train(TrainConfig(**options))
     if summary.is_main:
         print(summary)
-    return 0
+
+
+def guarded(
+    command: str, run: Callable[[argparse.Namespace], None]
+) -> Callable[[argparse.Namespace], int]:
+    """Return ``run`` with errors of usage turned into one line and exit code 2."""
+
+    def code(arguments: argparse.Namespace) -> int:
+        try:
+            run(arguments)
+        except OSError as error:
+            about = f"{error.filename}: {error.strerror}" if error.filename else error
+            print(f"{command}: {about}", file=sys.stderr)
+        except (ValueError, TypeError, ImportError, FloatingPointError) as error:
+            print(f"{command}: {error}", file=sys.stderr)
+        except torch.OutOfMemoryError as error:
+            print(f"{command}: {str(error).partition('. ')[0]}", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print(f"{command}: {str(error) or 'interrupted'}", file=sys.stderr)
+            return 130  # as of a process that SIGINT ends
+        else:
+            return 0
+        return 2
+
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +120,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return guarded("smlp train", run)(parser.parse_args(argv))
+
+
+def at_least_1(arguments: argparse.Namespace, name: str) -> int:
+    """Return the option ``name``.
+
+    Raises:
+        ValueError: if it is less than 1.
+    """
+    number: int = getattr(arguments, name)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
 
 
 def height_and_width(text: str) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
 """Everything a training run can be told, with its checks; the command line is generated from it."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from smlp.ablations import ABLATIONS
 
@@ -10,12 +13,14 @@ BUNDLED = ("digits", "mnist5k")
 SMLPNETS = ("smlpnet_tiny", "smlpnet_small", "smlpnet_base")
 MODELS = ("sparse_mlp", *SMLPNETS)
 PARALLEL = ("ddp", "fsdp")
-AMP = ("none", "bf16")
+AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KEEP = ("best", "last")
 
-# What may differ between a run and its continuation: where and how it runs, not what it computes.
+# What may differ between a run and its continuation: how long, where and how it runs, not what it
+# computes in a step.
 FREE_ON_RESUME = frozenset(
     {"out", "fused", "compile", "channels_last", "workers", "parallel", "device", "resume"}
-    | {"checkpoint_every", "progress"}
+    | {"checkpoint_every", "progress", "epochs", "grad_checkpointing", "overwrite"}
 )
 
 
@@ -46,16 +51,27 @@ class TrainConfig:
     depth: tuple[int, ...] | None = _option(None, "layers of each stage, such as 2,8,14,2")
     ablation: str = _option("none", "one change to an smlpnet", choices=tuple(ABLATIONS))
     fused: bool = _option(False, "swap the fused Triton blocks in")
+    init: str | None = _option(
+        None, "weights to start from, in any layout; a head of other classes starts fresh"
+    )
 
     epochs: int = _option(10, "passes over the training images")
     batch_size: int = _option(64, "images per step, over all processes together")
     lr: float = _option(2e-3, "highest learning rate")
     min_lr: float = _option(1e-5, "learning rate at the end of the cosine")
-    warmup_epochs: int = _option(1, "epochs of linear warm-up before the cosine")
+    warmup_epochs: int = _option(
+        1, "epochs of linear warm-up before the cosine; half of a run that is no longer than that"
+    )
     weight_decay: float = _option(0.05, "AdamW's, on matrices and filters only")
     clip_grad: float = _option(0.0, "largest norm of the gradient; 0 does not clip")
     label_smoothing: float = _option(0.0, "share of the target spread over all classes")
     ema_decay: float = _option(0.0, "decay of the averaged weights, such as 0.9999; 0 keeps none")
+    keep: str = _option(
+        "best",
+        "weights in model.pt: those of the epoch best on the held-out images, averaged or not, or "
+        "the last ones, averaged if there is an average",
+        choices=KEEP,
+    )
 
     mixup: float = _option(0.0, "alpha of mixup (image folder; needs torchvision)")
     cutmix: float = _option(0.0, "alpha of cutmix (image folder; needs torchvision)")
@@ -63,7 +79,13 @@ class TrainConfig:
     random_erasing: float = _option(0.0, "probability of erasing (image folder; needs torchvision)")
     workers: int = _option(4, "processes that read the image folder")
 
-    amp: str = _option("none", "autocast of the forward pass", choices=AMP)
+    amp: str = _option("none", "autocast of the forward pass", choices=tuple(AMP))
+    accumulate: int = _option(
+        1, "parts that a step's images are computed in one by one, to save memory"
+    )
+    grad_checkpointing: bool = _option(
+        False, "keep only what enters each layer and compute it again, to save memory"
+    )
     channels_last: bool = _option(False, "keep feature maps in the channels_last layout")
     compile: bool = _option(False, "run the model through torch.compile")
     parallel: str = _option("ddp", "how processes started by torchrun share", choices=PARALLEL)
@@ -72,19 +94,26 @@ class TrainConfig:
     device: str = _option("auto", "cpu, cuda, or auto for a GPU where there is one")
     seed: int = _option(0, "of the weights, of the order of images and of every augmentation")
 
-    resume: bool = _option(False, "go on from the checkpoint in the folder, if there is one")
+    resume: bool = _option(
+        False,
+        "go on from the checkpoint in the folder, if there is one, with the options of its run",
+    )
+    overwrite: bool = _option(False, "replace the run in the folder, if there is one")
     checkpoint_every: int = _option(0, "steps between checkpoints; 0 writes one per epoch")
-    progress: bool = _option(True, "show a progress bar")
+    progress: bool = _option(True, "show a progress bar, on a terminal")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             _integer(name, getattr(self, name), at_least=1)
         for name in ("warmup_epochs", "workers", "checkpoint_every", "randaugment", "seed"):
             _integer(name, getattr(self, name), at_least=0)
-        for name, choices in (("model", MODELS), ("amp", AMP), ("parallel", PARALLEL)):
-            if getattr(self, name) not in choices:
-                got = getattr(self, name)
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {got!r}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed: expected less than 2**64, got {self.seed}")
+        choices: dict[str, Any] = {"model": MODELS, "amp": AMP, "parallel": PARALLEL, "keep": KEEP}
+        for name, expected in (choices | {"ablation": ABLATIONS}).items():
+            got = getattr(self, name)
+            if got not in expected:
+                raise ValueError(f"{name}: expected one of {', '.join(expected)}, got {got!r}")
         for name in ("lr", "min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -95,32 +124,41 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
         if not self.min_lr < self.lr:
             raise ValueError(f"min_lr: expected less than lr ({self.lr}), got {self.min_lr}")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: expected fewer than epochs ({self.epochs}), "
-                f"got {self.warmup_epochs}"
-            )
         if self.randaugment > 30:
             raise ValueError(f"randaugment: expected a magnitude up to 30, got {self.randaugment}")
         if self.freeze_bn and self.sync_bn:
             raise ValueError("sync_bn: expected no freeze_bn beside it, got both")
-        if self.ablation not in ABLATIONS:
-            expected = ", ".join(ABLATIONS)
-            raise ValueError(f"ablation: expected one of {expected}, got {self.ablation!r}")
+        if self.resume and self.overwrite:
+            raise ValueError("overwrite: expected without resume, got both")
+        if self.grad_checkpointing and self.compile:
+            raise ValueError(
+                "grad_checkpointing: expected without compile, which decides by itself what to "
+                "keep, got both"
+            )
         if self.data in BUNDLED:
             self._refuse_folder_options()
 
     def _refuse_folder_options(self) -> None:
         for name in ("image_size", "mixup", "cutmix", "randaugment", "random_erasing"):
-            if getattr(self, name):
+            value = getattr(self, name)
+            if value not in (None, 0):
                 raise ValueError(
                     f"{name}: expected with an image folder only, "
-                    f"got {getattr(self, name)} with data {self.data!r}"
+                    f"got {value} with data {self.data!r}"
                 )
+
+    def as_saved(self) -> dict[str, Any]:
+        """Return all options as a checkpoint keeps them: with whole paths."""
+        options = asdict(self)
+        if self.data not in BUNDLED:
+            options["data"] = str(Path(self.data).resolve())
+        if self.init is not None:
+            options["init"] = str(Path(self.init).resolve())
+        return options
 
     def course(self) -> dict[str, Any]:
         """Return the options that decide what is computed, which a continuation must repeat."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE_ON_RESUME}
+        return {k: v for k, v in self.as_saved().items() if k not in FREE_ON_RESUME}
 
 
 def _integer(name: str, value: object, *, at_least: int) -> None:

@@ -1,70 +1,135 @@
 """Held-out images: loss and accuracy of a network, and of a run with its averaged weights."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
+from smlp import data as bundled
 from smlp.train import parallel
-from smlp.train.config import TrainConfig
-from smlp.train.loaders import Source
+from smlp.train.config import BUNDLED, TrainConfig
+from smlp.train.image_folder import ImagesByClass
+from smlp.train.loaders import Batch, Source
+from smlp.train.models import Trained
 from smlp.train.parallel import World
-from smlp.train.run import Run
+from smlp.train.run import REMEDIES, Run
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Results on the held-out images.
+class Result:
+    """Weights on the held-out images.
 
     Attributes:
+        epoch: after how many epochs.
+        averaged: whether they are the averaged weights of the run.
         loss: mean cross-entropy.
         accuracy: share classified correctly, 0 to 1.
-        ema_accuracy: the same with the averaged weights; None without them.
     """
 
+    epoch: int
+    averaged: bool
     loss: float
     accuracy: float
-    ema_accuracy: float | None
 
     def __str__(self) -> str:
-        averaged = ""
-        if self.ema_accuracy is not None:
-            averaged = f" ({self.ema_accuracy:.2%} with averaged weights)"
-        return f"held-out accuracy {self.accuracy:.2%}{averaged}, loss {self.loss:.4f}"
+        return f"held-out accuracy {self.accuracy:.2%}, loss {self.loss:.4f}"
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        return f"the {'averaged ' if self.averaged else ''}weights after epoch {self.epoch}"
+
+    def rank(self) -> tuple[float, float]:
+        """Return a key that sorts the best first: by accuracy, then by loss."""
+        return -self.accuracy, self.loss
 
 
-def evaluate_run(run: Run, source: Source, config: TrainConfig, world: World) -> Outcome:
-    """Evaluate the network of ``run`` and its average; all processes have to call this."""
-    loss, accuracy = evaluate(run.model, source, config, world)
-    averaged = evaluate(run.ema.module, source, config, world)[1] if run.ema else None
-    return Outcome(loss, accuracy, averaged)
+def evaluate_run(run: Run, source: Source, config: TrainConfig, world: World) -> list[Result]:
+    """Evaluate the network of ``run`` and its average, if any; all processes have to call this.
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+    """
+    epoch = run.step // run.steps_per_epoch
+    results = []
+    for averaged, model in enumerate([run.model, *([run.ema.module] if run.ema else [])]):
+        loss, accuracy = evaluate(
+            model, source.test_batches(), world, amp=config.amp, channels_last=config.channels_last
+        )
+        result = Result(epoch, bool(averaged), loss, accuracy)
+        if not abs(loss) < float("inf"):
+            raise FloatingPointError(f"the held-out loss of {result.weights} is {loss}; {REMEDIES}")
+        results.append(result)
+    return results
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, source: Source, config: TrainConfig, world: World
+    model: nn.Module,
+    batches: Iterable[Batch],
+    world: World,
+    *,
+    amp: str = "none",
+    channels_last: bool = False,
 ) -> tuple[float, float]:
-    """Return mean cross-entropy and accuracy of ``model`` on the held-out images.
+    """Return mean cross-entropy and accuracy of ``model`` on held-out images.
 
     Args:
         model: the network, plain or sharded; its mode is restored afterwards.
-        source: the images.
-        config: autocast and memory format.
+        batches: this process's share of the images and labels, on its device.
         world: the processes that share the images; all of them have to call this.
+        amp: the autocast, one of :data:`smlp.train.config.AMP`.
+        channels_last: whether images get that memory format.
     """
     parallel.average_buffers(model, world)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for images, labels in source.test_batches():
-        if config.channels_last:
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for images, labels in batches:
+        if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        with world.autocast(amp):
             logits = model(images)
         totals[0] += cross_entropy(logits.float(), labels, reduction="sum")
         totals[1] += (logits.argmax(dim=1) == labels).sum()
+        totals[2] += len(labels)
     for module, training in modes:
         module.training = training
-    loss, correct = world.sum(totals).tolist()
-    return loss / source.test_count, correct / source.test_count
+    loss, correct, count = world.sum(totals).tolist()
+    return loss / count, correct / count
+
+
+def held_out(trained: Trained, data: str) -> ImagesByClass | TensorDataset:
+    """Return the images to evaluate a trained network on, as it takes them, with their labels.
+
+    Args:
+        trained: the network.
+        data: a bundled set, or a folder that has a folder for each class, itself or in ``val/``.
+            It need not have all classes.
+
+    Raises:
+        ValueError: if there is no such data, or its images or classes are not the network's.
+        ImportError: if a package is missing, with the command that installs it.
+        OSError: if a folder cannot be read.
+    """
+    network = trained.network
+    if data in BUNDLED:
+        split = getattr(bundled, data)()
+        got = split.in_channels, *split.image_size, split.num_classes
+        expected = network.in_channels, *network.image_size, len(trained.classes)
+        if got != expected:
+            numbers = "{} x {} x {} and {} classes".format
+            raise ValueError(
+                f"data: expected images of {numbers(*expected)}, as the network has them, "
+                f"got {data!r} of {numbers(*got)}"
+            )
+        return TensorDataset(split.test_images, split.test_labels)
+    root = Path(data)
+    if not root.is_dir():
+        raise ValueError(f"data: expected {', '.join(BUNDLED)} or a folder, got {data!r}")
+    inner = root / "val"
+    return ImagesByClass(inner if inner.is_dir() else root, trained.preprocessing, trained.classes)

@@ -1,19 +1,117 @@
-"""An image folder in the ImageNet layout, read by torchvision (extra ``imagenet``)."""
+"""A folder of images by class: listed, read by pillow, augmented by torchvision."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from smlp.images import EXTENSIONS, Preprocessing, image_files, read_image, to_tensor
 from smlp.train.config import BUNDLED, TrainConfig
 from smlp.train.loaders import Batch, epoch_shares, held_out_shares
 from smlp.train.parallel import World
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, as everywhere
-CROP_SHARE = 0.875  # of the shorter side that the centre crop of a held-out image keeps
+CROP = 0.875  # share of a held-out image's sides that its centre crop is cut from, as everywhere
+
+
+class ImagesByClass(Dataset[Any]):
+    """The images of ``<root>/<class>/**`` with their labels; hidden files and folders are none.
+
+    Args:
+        root: the folder; its folders are the classes, in the order of their names.
+        prepare: makes a tensor of the path of an image.
+        classes: the names that count, in the order of their labels; all of them by default.
+
+    Attributes:
+        classes: the names of the classes, by label.
+        labels: the label of each image.
+
+    Raises:
+        ValueError: if there are no classes or one that is not in ``classes``, or one is empty.
+        OSError: if a folder cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        prepare: Callable[[Path], Tensor],
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        found = sorted(
+            path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+        self.classes = found if classes is None else list(classes)
+        if not found:
+            raise ValueError(f"data: expected a folder for each class in {root}, got none")
+        unknown = [name for name in found if name not in self.classes]
+        if unknown:
+            raise ValueError(
+                f"data: expected classes among the {len(self.classes)} known ones in {root}, "
+                f"got {len(unknown)} others: {', '.join(unknown[:5])}"
+            )
+        self.labels: list[int] = []
+        self._paths: list[Path] = []
+        for name in found:
+            paths = image_files(root / name)
+            if not paths:
+                raise ValueError(
+                    f"data: expected images ({', '.join(EXTENSIONS)}) in {root / name}, got none"
+                )
+            self._paths += paths
+            self.labels += [self.classes.index(name)] * len(paths)
+        self._prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the image as a tensor and its label; or the error, where it cannot be read."""
+        try:
+            return self._prepare(self._paths[index]), self.labels[index]
+        except ValueError as error:  # raised in a worker, it would come with the worker's traceback
+            return error
+
+
+def batches(
+    dataset: "Dataset[Any]", shares: Iterable[list[int]], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield the images and labels of each share of indices, on ``device``.
+
+    Raises:
+        ValueError: if an image cannot be read.
+    """
+    on_gpu = device.type == "cuda"
+    loader = DataLoader(
+        dataset,
+        batch_sampler=shares,
+        num_workers=workers,
+        pin_memory=on_gpu,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        # Without its own generator the loader draws from the global one, whose state a run that
+        # goes on in the middle of an epoch has to find untouched.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        images, labels = batch
+        yield images.to(device, non_blocking=on_gpu), labels.to(device, non_blocking=on_gpu)
+
+
+def _collate(samples: list[Any]) -> Any:
+    errors = [sample for sample in samples if isinstance(sample, ValueError)]
+    return errors[0] if errors else default_collate(samples)
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    for number in (SIGINT, SIGTERM):  # of a whole process group
+        signal(number, SIG_IGN)
 
 
 class ImageFolderSource:
@@ -21,7 +119,8 @@ class ImageFolderSource:
 
     Training images get a random resized crop, a flip, then RandAugment and erasing where asked for;
     every draw depends on the seed, the epoch and the image alone, never on the number of workers or
-    processes. Mixup and cutmix act on the batch of a process.
+    processes. Mixup and cutmix act on the batch of a process. Held-out images are read by
+    :class:`smlp.images.Preprocessing`.
 
     Args:
         config: the folder, the augmentations, seed and batch size.
@@ -30,6 +129,7 @@ class ImageFolderSource:
     Raises:
         ValueError: if the folder does not have the layout, or its two parts differ in classes.
         ImportError: if torchvision cannot be imported, with the command that installs it.
+        OSError: if a folder cannot be read.
     """
 
     in_channels = 3
@@ -41,56 +141,41 @@ class ImageFolderSource:
                 f"data: expected {', '.join(BUNDLED)} or a folder holding train/ and val/, "
                 f"got {config.data!r}"
             )
-        datasets, transforms = _torchvision()
-        self.mean, self.std = MEAN, STD
-        self.image_size = config.image_size or (224, 224)
+        v2 = _torchvision()
+        self.mean, self.std, self.crop = MEAN, STD, CROP
+        self.image_size = (224, 224) if config.image_size is None else config.image_size
         self._config, self._world = config, world
-        train = datasets.ImageFolder(root / "train", _augmentation(transforms, config, self))
-        test = datasets.ImageFolder(root / "val", _centre_crop(transforms, self.image_size))
-        if train.classes != test.classes:
-            odd = sorted(set(train.classes) ^ set(test.classes))
+        augment = _augmentation(v2, config, self.image_size)
+        self._train = ImagesByClass(root / "train", partial(_augmented, augment=augment))
+        prepare = Preprocessing(self.in_channels, self.image_size, MEAN, STD, CROP)
+        self._test = ImagesByClass(root / "val", prepare)
+        if self._train.classes != self._test.classes:
+            odd = sorted(set(self._train.classes) ^ set(self._test.classes))
             raise ValueError(
                 f"data: expected the same classes in train/ and val/ of {config.data!r}, "
                 f"got {len(odd)} in one alone: {', '.join(odd[:5])}"
             )
-        self.num_classes = len(train.classes)
-        self.train_count, self.test_count = len(train), len(test)
-        self._train, self._test = train, test
-        self._mix = _mixing(transforms, config, self.num_classes)
+        self.classes = self._train.classes
+        self.train_labels, self.test_labels = self._train.labels, self._test.labels
+        self._mix = _mixing(v2, config, len(self.classes))
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """See :class:`smlp.train.loaders.Source`."""
         config = self._config
-        shares = epoch_shares(
-            self.train_count, config.batch_size, config.seed, epoch, self._world, first_step
-        )
-        for images, labels in self._load(Seeded(self._train, config.seed, epoch), list(shares)):
+        count = len(self.train_labels)
+        shares = epoch_shares(count, config.batch_size, config.seed, epoch, self._world, first_step)
+        seeded = Seeded(self._train, config.seed, epoch)
+        for images, labels in batches(seeded, list(shares), config.workers, self._world.device):
             yield self._mix(images, labels) if self._mix else (images, labels)
 
     def test_batches(self) -> Iterator[Batch]:
         """See :class:`smlp.train.loaders.Source`."""
-        shares = list(held_out_shares(self.test_count, self._config.batch_size, self._world))
-        yield from self._load(self._test, [share for share in shares if share])
+        config, device = self._config, self._world.device
+        shares = list(held_out_shares(len(self.test_labels), config.batch_size, self._world))
+        yield from batches(self._test, [s for s in shares if s], config.workers, device)
         for _ in range(sum(not share for share in shares)):
-            images = torch.empty(0, self.in_channels, *self.image_size, device=self._world.device)
-            yield images, torch.empty(0, dtype=torch.int64, device=self._world.device)
-
-    def _load(self, dataset: "Dataset[Any]", shares: list[list[int]]) -> Iterator[Batch]:
-        on_gpu = self._world.device.type == "cuda"
-        loader = DataLoader(
-            dataset,
-            batch_sampler=shares,
-            num_workers=self._config.workers,
-            pin_memory=on_gpu,
-            # Without its own generator the loader draws from the global one, whose state a run that
-            # goes on in the middle of an epoch has to find untouched.
-            generator=torch.Generator().manual_seed(0),
-        )
-        for images, labels in loader:
-            yield (
-                images.to(self._world.device, non_blocking=on_gpu),
-                labels.to(self._world.device, non_blocking=on_gpu),
-            )
+            images = torch.empty(0, self.in_channels, *self.image_size, device=device)
+            yield images, torch.empty(0, dtype=torch.int64, device=device)
 
 
 class Seeded(Dataset[Any]):
@@ -114,48 +199,33 @@ class Seeded(Dataset[Any]):
             return self.dataset[index]
 
 
-def _torchvision() -> tuple[Any, Any]:
+def _augmented(path: Path, augment: Callable[[Any], Tensor]) -> Tensor:
+    return augment(read_image(path, ImageFolderSource.in_channels))
+
+
+def _torchvision() -> Any:
     try:
-        from torchvision import datasets  # type: ignore[import-not-found,unused-ignore]
         from torchvision.transforms import v2  # type: ignore[import-not-found,unused-ignore]
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise ImportError(
-            "data: an image folder needs a torchvision that fits the installed torch "
+            "data: training on an image folder needs a torchvision that fits the installed torch "
             f"{torch.__version__}: pip install torchvision (importing it failed: {error})"
         ) from error
-    return datasets, v2
+    return v2
 
 
-def _augmentation(v2: Any, config: TrainConfig, source: ImageFolderSource) -> Any:
+def _augmentation(v2: Any, config: TrainConfig, image_size: tuple[int, int]) -> Any:
     bicubic = v2.InterpolationMode.BICUBIC
     steps = [
-        v2.RandomResizedCrop(source.image_size, interpolation=bicubic, antialias=True),
+        v2.RandomResizedCrop(image_size, interpolation=bicubic, antialias=True),
         v2.RandomHorizontalFlip(),
     ]
     if config.randaugment:
         steps.append(v2.RandAugment(magnitude=config.randaugment, interpolation=bicubic))
-    steps += _to_tensor(v2)
+    steps += [to_tensor, v2.Normalize(MEAN, STD)]
     if config.random_erasing:
         steps.append(v2.RandomErasing(config.random_erasing))
     return v2.Compose(steps)
-
-
-def _centre_crop(v2: Any, image_size: tuple[int, int]) -> Any:
-    resized = [round(side / CROP_SHARE) for side in image_size]
-    # One number keeps the aspect ratio of the image; a rectangle has to be given as such.
-    target = resized[0] if image_size[0] == image_size[1] else resized
-    bicubic = v2.InterpolationMode.BICUBIC
-    return v2.Compose(
-        [
-            v2.Resize(target, interpolation=bicubic, antialias=True),
-            v2.CenterCrop(image_size),
-            *_to_tensor(v2),
-        ]
-    )
-
-
-def _to_tensor(v2: Any) -> list[Any]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 
 
 def _mixing(

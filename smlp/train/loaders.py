@@ -5,8 +5,9 @@ any number of processes, step k sees the same images. That is what makes a run r
 go on in the middle of an epoch, and makes several processes compute what one would.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,19 +25,39 @@ class Source(Protocol):
 
     image_size: tuple[int, int]
     in_channels: int
-    num_classes: int
-    train_count: int
-    test_count: int
+    classes: list[str]
+    """Their names, by label."""
+    train_labels: list[int]
+    """Of the images to learn from."""
+    test_labels: list[int]
+    """Of the images held out."""
     mean: list[float]
     """Of each colour channel on a scale from 0 to 1: what was subtracted from the images."""
     std: list[float]
     """What they were divided by after that."""
+    crop: float
+    """Share of a held-out image file's sides that its centre was cut from."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """Yield this process's share of every global batch of ``epoch`` from ``first_step`` on."""
 
     def test_batches(self) -> Iterator[Batch]:
         """Yield this process's share of the held-out images; the last batches may be empty."""
+
+
+def counts(source: Source) -> dict[str, Any]:
+    """Return what tells one set of images from another: its classes and how many images of each."""
+
+    def by_class(labels: list[int]) -> list[int]:
+        counter = Counter(labels)
+        return [counter[label] for label in range(len(source.classes))]
+
+    return {
+        "classes": list(source.classes),
+        "train": by_class(source.train_labels),
+        "held out": by_class(source.test_labels),
+        "shape": [source.in_channels, *source.image_size],
+    }
 
 
 def epoch_shares(
@@ -53,7 +74,7 @@ def epoch_shares(
         world: whose share.
         first_step: how many steps of the epoch are already done.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order = torch.randperm(count, generator=generator)
     share = batch_size // world.size
     for step in range(first_step, count // batch_size):
@@ -81,19 +102,18 @@ class InMemory:
     def __init__(self, split: ImageSplit, config: TrainConfig, world: World) -> None:
         self.image_size = split.image_size
         self.in_channels = split.in_channels
-        self.num_classes = split.num_classes
-        self.mean, self.std = [split.mean], [split.std]
-        self.train_count, self.test_count = len(split.train_labels), len(split.test_labels)
+        self.classes = [str(label) for label in range(split.num_classes)]
+        self.mean, self.std, self.crop = [split.mean], [split.std], 1.0
+        self.train_labels = split.train_labels.tolist()
+        self.test_labels = split.test_labels.tolist()
         self._config, self._world = config, world
         self._train = split.train_images.to(world.device), split.train_labels.to(world.device)
         self._test = split.test_images.to(world.device), split.test_labels.to(world.device)
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """See :class:`Source`."""
-        config = self._config
-        shares = epoch_shares(
-            self.train_count, config.batch_size, config.seed, epoch, self._world, first_step
-        )
+        config, count = self._config, len(self.train_labels)
+        shares = epoch_shares(count, config.batch_size, config.seed, epoch, self._world, first_step)
         images, labels = self._train
         for share in shares:
             yield images[share], labels[share]
@@ -101,5 +121,5 @@ class InMemory:
     def test_batches(self) -> Iterator[Batch]:
         """See :class:`Source`."""
         images, labels = self._test
-        for share in held_out_shares(self.test_count, self._config.batch_size, self._world):
+        for share in held_out_shares(len(labels), self._config.batch_size, self._world):
             yield images[share], labels[share]

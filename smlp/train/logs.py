@@ -2,14 +2,18 @@
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smlp.train.checkpoint import write_atomically
+from smlp.train.checkpoint import naming, write_atomically
 
+FILES = ("log.csv", "epochs.csv")  # steps, epochs
 STEP_COLUMNS = ("step", "epoch", "lr", "loss")
-EPOCH_COLUMNS = ("epoch", "step", "train_loss", "loss", "accuracy", "ema_accuracy", "seconds")
+_HELD_OUT = ("loss", "accuracy", "ema_loss", "ema_accuracy")
+EPOCH_COLUMNS = ("epoch", "step", "train_loss", *_HELD_OUT, "seconds")
 
 
 class Table:
@@ -36,8 +40,12 @@ class Table:
         self._path, self._columns = path, columns
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append ``rows`` and leave the file complete on disk."""
-        with self._path.open("a", newline="") as file:
+        """Append ``rows`` and leave the file complete on disk.
+
+        Raises:
+            OSError: naming the file, if that fails.
+        """
+        with naming(self._path), self._path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
 
 
@@ -57,8 +65,10 @@ class Log:
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
-        self._steps = Table(folder / "log.csv", STEP_COLUMNS, last_step)
-        self._epochs = Table(folder / "epochs.csv", EPOCH_COLUMNS, last_step)
+        self._steps, self._epochs = (
+            Table(folder / name, columns, last_step)
+            for name, columns in zip(FILES, (STEP_COLUMNS, EPOCH_COLUMNS), strict=True)
+        )
         self._events = _tensorboard(folder, last_step)
 
     def steps(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -73,7 +83,7 @@ class Log:
         """Write down a finished epoch: the values of ``EPOCH_COLUMNS``."""
         self._epochs.add([row])
         if self._events is not None:
-            for name in ("loss", "accuracy", "ema_accuracy"):
+            for name in _HELD_OUT:
                 if row.get(name) is not None:
                     self._events.add_scalar(f"held_out/{name}", row[name], row["step"])
 
@@ -92,13 +102,14 @@ def _tensorboard(folder: Path, last_step: int) -> Any:
 
 
 def progress(steps: Iterable[Any], *, total: int, title: str, show: bool) -> Iterator[Any]:
-    """Pass ``steps`` through a progress bar, where one is wanted and tqdm is installed."""
-    if show:
-        try:
+    """Pass ``steps`` through a progress bar on standard error, where that is a terminal.
+
+    There is none where ``show`` is off, or tqdm is not installed.
+    """
+    if show and sys.stderr.isatty():
+        with suppress(ImportError):
             from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-        except ImportError:
-            show = False
-    if not show:
-        yield from steps
-        return
-    yield from tqdm(steps, total=total, desc=title, unit="step", leave=False, dynamic_ncols=True)
+
+            bar = {"total": total, "desc": title, "unit": "step", "dynamic_ncols": True}
+            steps = tqdm(steps, leave=False, **bar)
+    yield from steps

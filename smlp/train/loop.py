@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,13 +11,13 @@ from torch.nn.functional import cross_entropy
 
 from smlp.train import parallel, state
 from smlp.train.config import TrainConfig
-from smlp.train.evaluate import Outcome, evaluate_run
+from smlp.train.evaluate import Result, evaluate_run
 from smlp.train.loaders import Source
 from smlp.train.logs import Log, progress
 from smlp.train.models import MODEL
 from smlp.train.parallel import World
-from smlp.train.run import Run, build
-from smlp.train.sources import open_source
+from smlp.train.run import REMEDIES, Run, average_weights, build, learning_rate, open_source
+from smlp.train.stop import Stopped, stop_requests
 
 _logger = logging.getLogger(__name__)
 
@@ -31,25 +31,27 @@ class Summary:
     Attributes:
         out: the folder with its files.
         steps: optimiser steps over all of the run.
-        held_out: the results on the held-out images.
+        held_out: the results of the weights that were kept, on the held-out images.
         is_main: whether this process is the one that reports.
     """
 
     out: Path
     steps: int
-    held_out: Outcome
+    held_out: Result
     is_main: bool
 
     def __str__(self) -> str:
-        return f"{self.held_out}, after {self.steps} steps\nweights: {self.out / MODEL}"
+        kept = f"{self.out / MODEL} holds {self.held_out.weights}"
+        return f"{self.held_out}, after {self.steps} steps\n{kept}"
 
 
 def train(config: TrainConfig) -> Summary:
     """Train a network and leave checkpoints and logs in ``config.out``.
 
     Started by torchrun it runs on all its processes. With ``config.resume`` it goes on from the
-    last checkpoint, and with the same number of processes computes to the bit what it would have
-    without the interruption.
+    last checkpoint, and with the same number of processes and epochs computes to the bit what it
+    would have without the interruption. SIGINT and SIGTERM let it finish a step and save first;
+    several processes notice them every 50 steps.
 
     Args:
         config: what to train, on what, how.
@@ -60,115 +62,192 @@ def train(config: TrainConfig) -> Summary:
     Raises:
         ValueError: if options do not fit together, the data, or the checkpoint.
         ImportError: if an optional package is missing, with the command that installs it.
-        FloatingPointError: if the loss stops being a number.
+        OSError: if a file or folder cannot be read or written.
+        FloatingPointError: if the loss stops being a number; the last checkpoint is older.
+        Stopped: (a KeyboardInterrupt) after saving, if a signal asked the run to stop.
     """
     with parallel.world_of(config.device) as world:
         out = Path(config.out)
         saved = state.last_checkpoint(out, config)
         source = open_source(config, world)
-        run = build(config, source, world)
+        if saved is not None:
+            state.check_images(saved, source, config)
+        run = build(config if saved is None else replace(config, init=None), source, world)
         if saved is not None:
             state.restore(run, saved, config, world)
         log = None
         if world.is_main:
-            out.mkdir(parents=True, exist_ok=True)
+            state.prepare(out, config)
             log = Log(out, run.step)
+            _logger.info("%s", describe(run, source, config, world))
         world.wait()
         try:
-            return _epochs(run, source, config, world, log)
+            with stop_requests() as requests:
+                return _Training(run, source, config, world, log, requests).to_the_end()
         finally:
             if log is not None:
                 log.close()
 
 
-def _epochs(
-    run: Run, source: Source, config: TrainConfig, world: World, log: Log | None
-) -> Summary:
-    outcome = None
-    for epoch in range(run.step // run.steps_per_epoch, config.epochs):
-        began = time.perf_counter()
-        _train_epoch(run, source, epoch, config, world, log)
-        outcome = evaluate_run(run, source, config, world)
-        train_loss, run.loss_sum = run.loss_sum / run.steps_per_epoch, 0.0
-        if log is not None:
-            seconds = round(time.perf_counter() - began, 2)
-            row = {"epoch": epoch, "step": run.step, "train_loss": train_loss, "seconds": seconds}
-            log.epoch(row | asdict(outcome))
-            _logger.info(
-                "epoch %d of %d: training loss %.4f, %s",
-                *(epoch + 1, config.epochs, train_loss, outcome),
-            )
-        state.save(run, config, world)
-    if outcome is None:  # the checkpoint was of a finished run
-        outcome = evaluate_run(run, source, config, world)
-    state.save_weights(run, source, config, world)
-    return Summary(Path(config.out), run.step, outcome, world.is_main)
-
-
-def _train_epoch(
-    run: Run, source: Source, epoch: int, config: TrainConfig, world: World, log: Log | None
-) -> None:
-    """Train from wherever in ``epoch`` the run stands to its end."""
-    run.model.train()
-    if config.freeze_bn:
-        for module in run.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-    first = run.step % run.steps_per_epoch
-    batches = progress(
-        source.train_batches(epoch, first),
-        total=run.steps_per_epoch - first,
-        title=f"epoch {epoch + 1} of {config.epochs}",
-        show=config.progress and world.is_main,
+def describe(run: Run, source: Source, config: TrainConfig, world: World) -> str:
+    """Say in one line what trains on what, and where."""
+    device = str(world.device)
+    if world.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(world.device)})"
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    shape = " x ".join(map(str, (source.in_channels, *source.image_size)))
+    begun = f"; going on from step {run.step}" if run.step else ""
+    return (
+        f"{config.model} with {parameters:,} parameters on {device}, {world.size} process(es); "
+        f"{config.data}: {len(source.train_labels):,} training and {len(source.test_labels):,} "
+        f"held-out images of {shape}, {len(source.classes)} classes{begun}"
     )
-    pending: list[tuple[float, Tensor]] = []
-    for images, labels in batches:
-        lr = float(run.scheduler.get_last_lr()[0])
-        pending.append((lr, _step(run, images, labels, config, world)))
-        run.step += 1
-        in_epoch = run.step % run.steps_per_epoch
-        due = config.checkpoint_every and run.step % config.checkpoint_every == 0
-        if len(pending) == FLUSH_STEPS or in_epoch == 0 or due:
-            _flush(run, pending, epoch, world, log)
-        if due and in_epoch:  # the end of an epoch has its own checkpoint, after the evaluation
-            state.save(run, config, world)
 
 
-def _step(run: Run, images: Tensor, labels: Tensor, config: TrainConfig, world: World) -> Tensor:
-    """Take one optimiser step and return this process's loss, still on the device."""
+@dataclass
+class _Training:
+    """A run with everything around it; ``requests`` are the signals that ask it to stop."""
+
+    run: Run
+    source: Source
+    config: TrainConfig
+    world: World
+    log: Log | None
+    requests: list[str]
+
+    def to_the_end(self) -> Summary:
+        """Train for all epochs that are left."""
+        run, config, world = self.run, self.config, self.world
+        for epoch in range(run.step // run.steps_per_epoch, config.epochs):
+            began = time.perf_counter()
+            self._train_epoch(epoch)
+            results = evaluate_run(run, self.source, config, world)
+            train_loss, run.loss_sum = run.loss_sum / run.steps_per_epoch, 0.0
+            # The weights before the checkpoint that knows of them: a run killed in between repeats
+            # the epoch and writes them again.
+            state.keep(run, results, self.source, config, world)
+            self._write_down(epoch, train_loss, results, time.perf_counter() - began)
+            state.save(run, self.source, config, world)
+            if epoch + 1 < config.epochs and world.any(bool(self.requests)):
+                raise self._stopped()
+        kept = run.kept
+        if kept is None:  # the weights of a finished run are gone
+            results = evaluate_run(run, self.source, config, world)
+            kept = state.keep(run, results, self.source, config, world)
+        return Summary(Path(config.out), run.step, kept, world.is_main)
+
+    def _train_epoch(self, epoch: int) -> None:
+        """Train from wherever in ``epoch`` the run stands to its end."""
+        run, config, world = self.run, self.config, self.world
+        run.model.train()
+        if config.freeze_bn:
+            for module in run.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        first = run.step % run.steps_per_epoch
+        batches = progress(
+            self.source.train_batches(epoch, first),
+            total=run.steps_per_epoch - first,
+            title=f"epoch {epoch + 1} of {config.epochs}",
+            show=config.progress and world.is_main,
+        )
+        pending: list[tuple[float, Tensor]] = []
+        for images, labels in batches:
+            pending.append(_step(run, images, labels, config, world))
+            run.step += 1
+            in_epoch = run.step % run.steps_per_epoch
+            due = config.checkpoint_every and run.step % config.checkpoint_every == 0
+            asked = self.requests and world.size == 1
+            if not (len(pending) == FLUSH_STEPS or in_epoch == 0 or due or asked):
+                continue
+            stop = self._flush(pending, epoch)
+            if in_epoch and (due or stop):  # the end of an epoch has its own, once evaluated
+                state.save(run, self.source, config, world)
+                if stop:
+                    raise self._stopped()
+
+    def _flush(self, pending: list[tuple[float, Tensor]], epoch: int) -> bool:
+        """Average the waiting losses over the processes, check them and write them down.
+
+        Returns:
+            Whether any process was asked to stop.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        asked = torch.tensor(float(bool(self.requests)), device=self.world.device)
+        means = self.world.mean(torch.stack([*(loss for _, loss in pending), asked]))
+        *losses, stop = means.tolist()
+        first = self.run.step - len(pending) + 1
+        rows = [
+            {"step": first + i, "epoch": epoch, "lr": lr, "loss": loss}
+            for i, ((lr, _), loss) in enumerate(zip(pending, losses, strict=True))
+        ]
+        pending.clear()
+        self.run.loss_sum += sum(losses)
+        if self.log is not None:
+            self.log.steps(rows)
+        for row in rows:
+            if not abs(row["loss"]) < float("inf"):
+                raise FloatingPointError(
+                    f"the loss became {row['loss']} at step {row['step']} (lr {row['lr']:.2e}); "
+                    f"{REMEDIES}"
+                )
+        return stop > 0
+
+    def _write_down(
+        self, epoch: int, train_loss: float, results: list[Result], seconds: float
+    ) -> None:
+        if self.log is None:
+            return
+        row = {"epoch": epoch, "step": self.run.step, "train_loss": train_loss}
+        for result in results:
+            prefix = "ema_" if result.averaged else ""
+            row |= {f"{prefix}loss": result.loss, f"{prefix}accuracy": result.accuracy}
+        self.log.epoch(row | {"seconds": round(seconds, 2)})
+        averaged = [f" ({r.accuracy:.2%} with averaged weights)" for r in results if r.averaged]
+        _logger.info(
+            "epoch %d of %d: training loss %.4f, %s%s",
+            *(epoch + 1, self.config.epochs, train_loss, results[0], "".join(averaged)),
+        )
+
+    def _stopped(self) -> Stopped:
+        total = self.config.epochs * self.run.steps_per_epoch
+        by = self.requests[0] if self.requests else "another process"
+        return Stopped(
+            f"stopped by {by} after step {self.run.step} of {total} and saved; "
+            f"smlp train --resume --out {self.config.out} goes on"
+        )
+
+
+def _step(
+    run: Run, images: Tensor, labels: Tensor, config: TrainConfig, world: World
+) -> tuple[float, Tensor]:
+    """Take one optimiser step; return its rate and this process's loss, still on the device."""
+    lr = learning_rate(config, run.steps_per_epoch, run.step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-        logits = run.forward(images)
-    loss = cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.clip_grad:
-        nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad)
-    run.optimizer.step()
-    run.scheduler.step()
-    if run.ema is not None:
-        run.ema.update_parameters(run.model)
-    return loss.detach()
-
-
-def _flush(
-    run: Run, pending: list[tuple[float, Tensor]], epoch: int, world: World, log: Log | None
-) -> None:
-    """Average the waiting losses over the processes, check them and write them down."""
-    losses = world.mean(torch.stack([loss for _, loss in pending])).tolist()
-    first = run.step - len(pending) + 1
-    rows = [
-        {"step": first + i, "epoch": epoch, "lr": lr, "loss": loss}
-        for i, ((lr, _), loss) in enumerate(zip(pending, losses, strict=True))
-    ]
-    pending.clear()
-    run.loss_sum += sum(losses)
-    if log is not None:
-        log.steps(rows)
-    for row in rows:
-        if not abs(row["loss"]) < float("inf"):
-            raise FloatingPointError(
-                f"the loss became {row['loss']} at step {row['step']} (lr {row['lr']:.2e}); "
-                "a lower --lr, a longer --warmup-epochs or --clip-grad 1 usually helps"
+    total = torch.zeros((), device=world.device)
+    parts = config.accumulate
+    pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+    for part, (some_images, some_labels) in enumerate(pairs, start=1):
+        with parallel.adding_gradients(run.forward, last=part == parts):
+            with world.autocast(config.amp):
+                logits = run.forward(some_images)
+            loss = cross_entropy(
+                logits.float(), some_labels, label_smoothing=config.label_smoothing
             )
+            loss = loss * (len(some_images) / len(images))
+            run.scaler.scale(loss).backward()
+        total += loss.detach()
+    if config.clip_grad:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    if run.ema is not None:
+        average_weights(run.ema, run.model, config.ema_decay)
+    return lr, total

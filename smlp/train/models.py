@@ -1,14 +1,13 @@
 """Networks by name, with the sizes that fit the data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import smlp
 from smlp.ablations import ablate
+from smlp.images import Preprocessing
 from smlp.network import PyramidNetwork
 from smlp.train import checkpoint
 from smlp.train.config import BUNDLED, TrainConfig
@@ -75,18 +74,27 @@ class Trained:
 
     Attributes:
         network: in eval mode, on the CPU, with plain blocks.
+        classes: their names, by the index of the output.
+        data: what it was trained on: a bundled set or the path of a folder.
         mean: of each colour channel, on a scale from 0 to 1, that its images had subtracted.
         std: what they were divided by after that.
+        crop: share of an image file's sides that its centre is cut from.
     """
 
     network: PyramidNetwork
+    classes: list[str]
+    data: str
     mean: list[float]
     std: list[float]
+    crop: float
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Return images ``[B, C, H, W]`` from 0 to 1 as the network saw them in training."""
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (images - mean) / std
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the network takes image files: as those held out from its training."""
+        network = self.network
+        return Preprocessing(
+            network.in_channels, network.image_size, self.mean, self.std, self.crop
+        )
 
 
 def load_network(path: str | Path) -> Trained:
@@ -96,7 +104,8 @@ def load_network(path: str | Path) -> Trained:
         ValueError: if there is no such file, or it is another.
     """
     content = checkpoint.load(Path(path), "checkpoint")
-    missing = {"model", "arguments", "state_dict", "mean", "std"} - content.keys()
+    about = [field.name for field in fields(Trained) if field.name != "network"]
+    missing = {"model", "arguments", "state_dict", *about} - content.keys()
     if missing:
         raise ValueError(
             f"checkpoint: expected the {MODEL} of a run of smlp train, got {path} without "
@@ -104,4 +113,4 @@ def load_network(path: str | Path) -> Trained:
         )
     network = build_model(content["model"], content["arguments"], fused=False)
     network.load_state_dict(content["state_dict"])
-    return Trained(network.eval(), content["mean"], content["std"])
+    return Trained(network.eval(), **{name: content[name] for name in about})

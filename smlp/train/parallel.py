@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from smlp.block import SMLPBlock
+from smlp.train.config import AMP
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class World:
         total = values.clone()
         dist.all_reduce(total)
         return total
+
+    def any(self, mine: bool) -> bool:
+        """Return whether ``mine`` is true on any process."""
+        return bool(self.sum(torch.tensor(float(mine), device=self.device)))
+
+    def autocast(self, amp: str) -> torch.autocast:
+        """Return the context of a forward pass in one of :data:`smlp.train.config.AMP`."""
+        return torch.autocast(self.device.type, AMP[amp], enabled=amp != "none")
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -121,3 +131,28 @@ def average_buffers(model: nn.Module, world: World) -> None:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.copy_(world.mean(buffer))
+
+
+@contextmanager
+def adding_gradients(forward: object, *, last: bool) -> Iterator[None]:
+    """Leave gradients on each process, for one of several backward passes, until the last one.
+
+    Args:
+        forward: what training calls, replicated, sharded or neither.
+        last: whether this is the last of the passes, after which processes share their sums.
+    """
+    if isinstance(forward, FSDPModule):
+        forward.set_requires_gradient_sync(last)
+    if isinstance(forward, DistributedDataParallel) and not last:
+        with forward.no_sync():
+            yield
+    else:
+        yield
+
+
+def all_finite(model: nn.Module, world: World) -> bool:
+    """Return whether every number of ``model`` on every process is finite."""
+    tensors = [*model.parameters(), *model.buffers()]
+    mine = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    finite = torch.stack([t.isfinite().all() for t in mine]).all()
+    return not world.any(not finite)

@@ -1,22 +1,35 @@
-"""The moving parts of a run: network, optimiser, schedule, averaged weights."""
+"""The moving parts of a run: images, network, optimiser, schedule, averaged weights."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
+from smlp import data
+from smlp.checkpoint import CheckpointError, load_checkpoint
+from smlp.features import layers
+from smlp.network import PyramidNetwork
 from smlp.train import parallel
-from smlp.train.config import TrainConfig
-from smlp.train.loaders import Source
+from smlp.train.config import BUNDLED, TrainConfig
+from smlp.train.image_folder import ImageFolderSource
+from smlp.train.loaders import InMemory, Source
 from smlp.train.models import build_model, model_arguments
 from smlp.train.parallel import World
 
+if TYPE_CHECKING:
+    from smlp.train.evaluate import Result
+
 WARMUP_START = 1e-3  # of the learning rate
+REMEDIES = "a lower --lr, a longer --warmup-epochs or --clip-grad 1 usually helps"
 
 
 @dataclass
@@ -28,30 +41,65 @@ class Run:
         forward: what training calls: ``model``, or its DDP wrapper.
         arguments: the keyword arguments that ``model`` was built with.
         optimizer: AdamW.
-        scheduler: stepped after every optimiser step.
+        scaler: of the loss, against gradients too small for float16; disabled without.
         ema: exponential moving average of the weights, with the buffers of ``model``; or None.
         steps_per_epoch: optimiser steps of one pass over the images.
         step: optimiser steps done.
         loss_sum: sum of the losses of the current epoch so far.
+        kept: what ``model.pt`` holds; None before the first epoch.
     """
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
     arguments: dict[str, Any]
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
     ema: AveragedModel | None
     steps_per_epoch: int
     step: int = 0
     loss_sum: float = 0.0
+    kept: "Result | None" = None
+
+
+def open_source(config: TrainConfig, world: World) -> Source:
+    """Open the data of ``config``.
+
+    Raises:
+        ValueError: if there is no such data, or the batch does not divide or exceeds it.
+        ImportError: if a package is missing, with the command that installs it.
+        OSError: if a folder cannot be read.
+    """
+    if config.batch_size % world.size:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {world.size} processes, "
+            f"got {config.batch_size}"
+        )
+    if config.accumulate > config.batch_size // world.size:
+        raise ValueError(
+            f"accumulate: expected at most the {config.batch_size // world.size} images of a step "
+            f"and process, got {config.accumulate}"
+        )
+    source: Source
+    if config.data in BUNDLED:
+        source = InMemory(getattr(data, config.data)(), config, world)
+    else:
+        source = ImageFolderSource(config, world)
+    if config.batch_size > len(source.train_labels):
+        raise ValueError(
+            f"batch_size: expected at most the {len(source.train_labels)} training images, "
+            f"got {config.batch_size}"
+        )
+    return source
 
 
 def build(config: TrainConfig, source: Source, world: World) -> Run:
     """Build the network and what trains it, the same weights on every process.
 
     Raises:
-        ValueError: if sizes do not divide, or an option needs another device.
+        ValueError: if sizes do not divide, ``config.init`` does not fit, or an option needs another
+            device or a larger batch.
         ImportError: if the fused blocks cannot be imported.
+        OSError: if ``config.init`` cannot be read.
     """
     if config.sync_bn and world.device.type != "cuda":
         raise ValueError(
@@ -59,30 +107,94 @@ def build(config: TrainConfig, source: Source, world: World) -> Run:
             "torch's SyncBatchNorm runs nowhere else, --freeze-bn does"
         )
     sharded = world.size > 1 and config.parallel == "fsdp"
-    arguments = model_arguments(config, source.image_size, source.in_channels, source.num_classes)
+    arguments = model_arguments(config, source.image_size, source.in_channels, len(source.classes))
     torch.manual_seed(config.seed)
-    model = build_model(config.model, arguments, fused=config.fused).to(world.device)
+    network = build_model(config.model, arguments, fused=config.fused).to(world.device)
+    _check_batch_norm(network, config, world)
+    if config.init is not None:
+        _start_from(network, config.init)
+    model: nn.Module = network
     if config.channels_last and not sharded:  # FSDP2 shards contiguous parameters only
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-    ema = None
-    if config.ema_decay:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    if sharded:  # after the copy above: a sharded module cannot be copied
+    # before the changes below: modules that are sharded or compute again cannot be copied
+    ema = AveragedModel(model) if config.ema_decay else None
+    if config.grad_checkpointing:
+        for layer in layers(network):
+            compute_again(layer)
+    if sharded:
         parallel.shard(model, world)
         if ema is not None:
             parallel.shard(ema.module, world)
-    optimizer = build_optimizer(model, config)
-    steps_per_epoch = source.train_count // config.batch_size
-    scheduler = build_schedule(optimizer, config, steps_per_epoch)
     if config.compile:
         model.compile()
     forward = parallel.replicate(model, world) if world.size > 1 and not sharded else model
     # From here on each process draws its own numbers: its dropout is not its neighbour's.
-    torch.manual_seed(config.seed * 1_000_003 + world.rank)
-    return Run(model, forward, arguments, optimizer, scheduler, ema, steps_per_epoch)
+    torch.manual_seed((config.seed * 1_000_003 + world.rank) % 2**63)
+    return Run(
+        model,
+        forward,
+        arguments,
+        build_optimizer(model, config),
+        torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16"),
+        ema,
+        steps_per_epoch=len(source.train_labels) // config.batch_size,
+    )
+
+
+def _check_batch_norm(network: PyramidNetwork, config: TrainConfig, world: World) -> None:
+    """Refuse a batch of which BatchNorm would see a single value per channel."""
+    height, width = network.sizes[-1]
+    images = config.batch_size // world.size // config.accumulate
+    together = config.sync_bn and world.size > 1
+    if images * height * width == 1 and not (config.freeze_bn or together):
+        raise ValueError(
+            "batch_size: expected at least 2 images per process and part of a step, since the last "
+            "feature maps are 1 x 1 and BatchNorm needs two values, "
+            f"got {config.batch_size} for {world.size} process(es) and {config.accumulate} part(s)"
+            "; --freeze-bn does with one"
+        )
+
+
+def _start_from(network: PyramidNetwork, path: str) -> None:
+    """Load weights; the classifier only if the file has as many classes."""
+    try:
+        try:
+            load_checkpoint(network, path)
+        except CheckpointError as error:
+            if not all("head." in problem for problem in error.problems):
+                raise
+            load_checkpoint(network, path, classifier=False)
+    except ValueError as error:
+        raise ValueError(str(error).replace("source:", "init:", 1)) from error
+
+
+def compute_again(layer: nn.Module) -> None:
+    """Make ``layer`` keep its input alone and compute what lies inside again for the backward.
+
+    BatchNorm's running statistics see each batch once nevertheless.
+    """
+    layer.forward = partial(
+        checkpoint,
+        layer.forward,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _statistics_kept(layer)),
+    )
+
+
+@contextmanager
+def _statistics_kept(layer: nn.Module) -> Iterator[None]:
+    norms = [module for module in layer.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
@@ -96,12 +208,23 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     return AdamW([group for group in groups if group["params"]], lr=config.lr)
 
 
-def build_schedule(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LRScheduler:
-    """Return a linear warm-up to ``config.lr``, then a cosine down to ``config.min_lr``."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    cosine_steps = config.epochs * steps_per_epoch - warmup
-    cosine = CosineAnnealingLR(optimizer, T_max=cosine_steps, eta_min=config.min_lr)
-    if not warmup:
-        return cosine
-    rise = LinearLR(optimizer, start_factor=WARMUP_START, total_iters=warmup)
-    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
+def learning_rate(config: TrainConfig, steps_per_epoch: int, step: int) -> float:
+    """Return the learning rate of step ``step``, from 0: a line up, then a cosine down."""
+    total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
+    if warmup >= total:
+        warmup = total // 2
+    if step < warmup:
+        return config.lr * (WARMUP_START + (1 - WARMUP_START) * step / warmup)
+    turn = math.pi * (step - warmup) / (total - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(turn)) / 2
+
+
+def average_weights(ema: AveragedModel, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards those of ``model`` after a step.
+
+    The decay rises to ``decay`` by the rule of timm's ``ModelEmaV3`` with warm-up, so that a short
+    run averages over its recent steps instead of remembering its random start.
+    """
+    now = min(decay, 1 - (1 + int(ema.n_averaged)) ** (-2 / 3))
+    ema.multi_avg_fn = get_ema_multi_avg_fn(now)
+    ema.update_parameters(model)

@@ -1,4 +1,4 @@
-"""Images as a network takes them, its layers one by one, and the picture of its feature maps."""
+"""The layers of a network one by one, and the picture of its feature maps."""
 
 from pathlib import Path
 
@@ -8,40 +8,11 @@ import torch
 from torch import nn
 
 from smlp import SMLPNet, SparseMLP
-from smlp.features import UpToLayer, layers, load_image, receptive_fields
+from smlp.features import UpToLayer, layers, receptive_fields
 from smlp.network import PyramidNetwork
 from smlp.pictures import draw_feature_maps
 
 Image = pytest.importorskip("PIL.Image", reason="needs pillow, of the demo extra's matplotlib")
-
-
-def test_an_image_of_the_right_size_is_taken_pixel_by_pixel(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "colour.png")
-    colour = load_image(tmp_path / "colour.png", 3, (4, 6))
-    assert torch.equal(colour, torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1))
-    grey = load_image(tmp_path / "colour.png", 1, (4, 6))
-    luma = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601
-    torch.testing.assert_close(
-        grey[0], torch.einsum("chw,c->hw", colour, luma), atol=0.5 / 255 + 1e-3, rtol=0
-    )
-
-
-def test_a_wide_image_is_cut_at_its_sides(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 24), dtype=np.uint8)
-    pixels[:, 6:18] = 255
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    assert load_image(tmp_path / "wide.png", 1, (4, 4)).min() == 1
-
-
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ValueError, match=r"image: expected an image file, got .*text\.png"):
-        load_image(tmp_path / "text.png", 3, (4, 4))
-    with pytest.raises(ValueError, match=r"image: expected an image file, .* No such file"):
-        load_image(tmp_path / "none.png", 3, (4, 4))
-    with pytest.raises(ValueError, match="image: expected a network of 1 or 3 input channels, got"):
-        load_image(tmp_path / "text.png", 4, (4, 4))
 
 
 def test_layers_follow_each_other() -> None:

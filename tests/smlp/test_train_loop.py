@@ -63,15 +63,20 @@ def test_losses_are_those_of_a_loop_written_out(tmp_path: Path) -> None:
 
 
 def test_averaged_weights_follow_their_recursion() -> None:
-    run = build(SMALL, _Source(), ALONE)
+    config = replace(SMALL, ema_decay=0.5)
+    run = build(config, _Source(), ALONE)
     run.model.train()
-    split, expected = digits(), None
-    for share in list(epoch_shares(1437, 128, 0, 0, ALONE))[:4]:
-        _step(run, split.train_images[share], split.train_labels[share], SMALL, ALONE)
+    split, expected, decays = digits(), None, []
+    for step, share in enumerate(list(epoch_shares(1437, 128, 0, 0, ALONE))[:4]):
+        _step(run, split.train_images[share], split.train_labels[share], config, ALONE)
         now = {name: p.detach().double() for name, p in run.model.named_parameters()}
         if expected is None:
             expected = now
-        expected = {name: 0.9 * expected[name] + 0.1 * now[name] for name in now}
+            continue
+        decay = min(0.5, 1 - (1 + step) ** (-2 / 3))  # as timm warms it up
+        decays.append(decay)
+        expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now}
+    assert decays[0] < decays[-1] == 0.5
     assert run.ema is not None and expected is not None
     for name, parameter in run.ema.module.named_parameters():
         torch.testing.assert_close(parameter.detach().double(), expected[name], msg=name)
@@ -80,7 +85,8 @@ def test_averaged_weights_follow_their_recursion() -> None:
 
 
 class _Source:
-    image_size, in_channels, num_classes, train_count, test_count = (8, 8), 1, 10, 1437, 360
+    image_size, in_channels, classes = (8, 8), 1, [*"0123456789"]
+    train_labels, test_labels = digits().train_labels.tolist(), digits().test_labels.tolist()
 
 
 def test_the_written_weights_rebuild_the_network_and_its_accuracy(tmp_path: Path) -> None:
@@ -98,6 +104,7 @@ def test_the_written_weights_rebuild_the_network_and_its_accuracy(tmp_path: Path
     assert right == round(summary.held_out.accuracy * 360)
     expected = cross_entropy(logits, split.test_labels).item()
     assert summary.held_out.loss == pytest.approx(expected, rel=1e-5)
+    assert trained.classes == [*"0123456789"] and trained.data == "digits"
 
 
 def test_frozen_batchnorm_keeps_its_statistics(tmp_path: Path) -> None:
