@@ -48,7 +48,7 @@ class UpToLayer(nn.Module):
         last = layers(self.network)[self.depth - 1]
         handle = last.register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
         try:
-            self.network.forward_features(x)
+            self.network.feature_maps(x)
         finally:
             handle.remove()
         return outputs[0]

@@ -88,6 +88,22 @@ def paper_rules(network: SMLPNet) -> list[Rule]:
     return rules
 
 
+def from_paper_layout(
+    network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Rename the entries of an :class:`SMLPNet` in ``state_dict`` (load_state_dict's own copy)."""
+    if (
+        not isinstance(network, SMLPNet)
+        or f"{prefix}to_patch_embedding.0.0.weight" not in state_dict
+    ):
+        return
+    rules = paper_rules(network)
+    given = {rule: state_dict.pop(prefix + rule.theirs, None) for rule in rules}
+    for rule, value in given.items():
+        if value is not None:
+            state_dict[prefix + rule.ours] = rule.to_ours(value)
+
+
 def rules_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[str, list[Rule]]:
     """Recognise the layout of ``state`` and return its name and one rule per entry of ``model``."""
     if isinstance(model, SMLPNet) and any(
@@ -133,8 +149,14 @@ def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
     They belong to a patch merging after the port's last stage, or to a head that was taken off.
     """
     yield from unused_merge(model, state)
-    if isinstance(model, PyramidNetwork) and isinstance(model.mlp_head, nn.Identity):
-        yield from (name for name in state if name.startswith(("mlp_head.", "batch_norm.")))
+    if isinstance(model, PyramidNetwork) and not _has_classifier(model):
+        taken = {rule.theirs for rule in rules_for(model, state)[1]}
+        heads = (name for name in state if name.startswith(("mlp_head.", "batch_norm.")))
+        yield from (name for name in heads if name not in taken)
+
+
+def _has_classifier(network: PyramidNetwork) -> bool:
+    return any(isinstance(part, nn.Linear) for part in network.mlp_head.modules())
 
 
 def unused_merge(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:

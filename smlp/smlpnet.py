@@ -10,7 +10,7 @@ from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
 from smlp.block import SMLPBlock
-from smlp.network import PyramidNetwork
+from smlp.network import Layers, PyramidNetwork
 from smlp.sizes import Size, rate
 
 BuildBlock = Callable[[int, int, int], nn.Module]
@@ -159,7 +159,7 @@ class SMLPNet(PyramidNetwork):
                 )
                 for _ in range(layers)
             )
-            self.stages.append(nn.Sequential(downsample, *mixing))
+            self.stages.append(Layers(downsample, *mixing))
             inputs, step = channels, (2, 2)
         self.mlp_head = nn.Sequential(
             nn.BatchNorm2d(self.channels[-1]),
@@ -167,25 +167,33 @@ class SMLPNet(PyramidNetwork):
             nn.Linear(self.channels[-1], num_classes),
         )
 
-    def run_stages(self, x: Tensor) -> list[Tensor]:
-        """Compute :meth:`forward_features` of images that fit."""
+    def run_stages(self, x: Tensor, stages: int) -> list[Tensor]:
+        """Compute :meth:`feature_maps` of images that fit."""
         pyramid = []
-        for stage in self.stages:
+        for stage, _ in zip(self.stages, range(stages), strict=False):
             x = stage(x)
             pyramid.append(x)
         return pyramid
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "smlpnet_tiny": {"d_model": 80, "depth": (2, 8, 14, 2), "drop_path_rate": 0.0},
+    "smlpnet_small": {"d_model": 96, "depth": (2, 10, 24, 2), "drop_path_rate": 0.2},
+    "smlpnet_base": {"d_model": 112, "depth": (2, 10, 24, 2), "drop_path_rate": 0.3},
+}
+"""What the networks of the paper give to :class:`SMLPNet`, by name."""
+
+
 def smlpnet_tiny(**kwargs: Any) -> SMLPNet:
     """sMLPNet-T: 24.1 M parameters, 5.0 GMAC at 224; arguments as of :class:`SMLPNet`."""
-    return SMLPNet(**{"d_model": 80, "depth": (2, 8, 14, 2), "drop_path_rate": 0.0, **kwargs})
+    return SMLPNet(**PUBLISHED["smlpnet_tiny"] | kwargs)
 
 
 def smlpnet_small(**kwargs: Any) -> SMLPNet:
     """sMLPNet-S: 48.6 M parameters, 10.3 GMAC at 224; arguments as of :class:`SMLPNet`."""
-    return SMLPNet(**{"d_model": 96, "depth": (2, 10, 24, 2), "drop_path_rate": 0.2, **kwargs})
+    return SMLPNet(**PUBLISHED["smlpnet_small"] | kwargs)
 
 
 def smlpnet_base(**kwargs: Any) -> SMLPNet:
     """sMLPNet-B: 65.9 M parameters, 14.0 GMAC at 224; arguments as of :class:`SMLPNet`."""
-    return SMLPNet(**{"d_model": 112, "depth": (2, 10, 24, 2), "drop_path_rate": 0.3, **kwargs})
+    return SMLPNet(**PUBLISHED["smlpnet_base"] | kwargs)

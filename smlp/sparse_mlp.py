@@ -8,7 +8,7 @@ from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
 from smlp.block import SMLPBlock
-from smlp.network import PyramidNetwork
+from smlp.network import Layers, PyramidNetwork
 from smlp.sizes import Size, rate
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class SparseMLPStage(nn.Module):
                 PatchMerging(channels),
                 Rearrange("b h w c -> b c h w"),
             )
-        self.model = nn.Sequential(
+        self.model = Layers(
             *(_layer(height, width, channels, expansion_factor, dropout) for _ in range(depth))
         )
         self.register_load_state_dict_pre_hook(_drop_unused_merge)
@@ -180,11 +180,11 @@ class SparseMLP(PyramidNetwork):
             nn.Linear(self.channels[-1], num_classes),
         )
 
-    def run_stages(self, x: Tensor) -> list[Tensor]:
-        """Compute :meth:`forward_features` of images that fit."""
+    def run_stages(self, x: Tensor, stages: int) -> list[Tensor]:
+        """Compute :meth:`feature_maps` of images that fit."""
         pyramid = []
         x = self.patcher(x)
-        for stage in self.layers:
+        for stage, _ in zip(self.layers, range(stages), strict=False):
             features, x = stage(x)
             pyramid.append(features)
         return pyramid

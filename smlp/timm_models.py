@@ -11,18 +11,18 @@
 Needs the extra ``imagenet``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from smlp import smlpnet
+from smlp.checkpoint import load_checkpoint
 from smlp.network import FeaturePyramid
+from smlp.smlpnet import PUBLISHED
+from smlp.timm_network import DEFAULT_CFG, TimmSMLPNet
 
 try:
-    from timm.data import IMAGENET_DEFAULT_MEAN as MEAN  # type: ignore[import-not-found,unused-ignore]
-    from timm.data import IMAGENET_DEFAULT_STD as STD
     from timm.models import (  # type: ignore[import-not-found,unused-ignore]
         FeatureInfo,
         register_model,
@@ -32,6 +32,8 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built 
         "smlp.timm_models needs a timm that can be imported beside the installed torch "
         f"{torch.__version__}: pip install torchvision timm (importing it failed: {error})"
     ) from error
+
+default_cfgs = {name: dict(DEFAULT_CFG) for name in PUBLISHED}  # timm's registry looks for these
 
 
 @register_model
@@ -57,63 +59,55 @@ def _create(
     *,
     pretrained: bool = False,
     pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: Any = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: Any = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     img_size: int | Sequence[int] = 224,
     in_chans: int = 3,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a network from the arguments that ``timm.create_model`` hands on.
 
     Args:
-        name: of the function in :mod:`smlp.smlpnet`.
-        pretrained: must be off.
-        pretrained_cfg: ignored, as the two below: there are no weights it could describe.
-        pretrained_cfg_overlay: ignored.
+        name: of one of :data:`smlp.smlpnet.PUBLISHED`.
+        pretrained: whether to load the file that ``pretrained_cfg_overlay`` names.
+        pretrained_cfg: ignored, as ``cache_dir``: no weights come with the networks.
+        pretrained_cfg_overlay: ``file`` names a file that :func:`smlp.load_checkpoint` reads; if
+            ``num_classes`` is there too, and another number, the classifier is not loaded.
         cache_dir: ignored.
         features_only: build a backbone that returns feature maps, with ``feature_info``.
         out_indices: which stages it returns, negative ones from the end; all by default.
         img_size: height and width of the images, or one number for both.
         in_chans: channels of the images.
-        kwargs: the arguments of :class:`smlp.SMLPNet`.
+        device: where the parameters go.
+        dtype: their type.
+        kwargs: the arguments of :class:`smlp.timm_network.TimmSMLPNet`.
 
     Raises:
-        ValueError: if pretrained weights are asked for, or a size or a stage does not fit.
+        ValueError: if pretrained weights are asked for without a file, or a size or a stage does
+            not fit.
     """
-    if pretrained:
+    overlay = pretrained_cfg_overlay or {}
+    if pretrained and not overlay.get("file"):
         raise ValueError(
             f"pretrained: expected False, got {pretrained!r}: no weights come with smlp; "
-            "smlp.load_checkpoint reads the published ones from a file"
+            "smlp.load_checkpoint reads the published ones from a file, and so does "
+            'pretrained_cfg_overlay={"file": path}'
         )
-    network = getattr(smlpnet, name)(image_size=img_size, in_channels=in_chans, **kwargs)
+    network = TimmSMLPNet(image_size=img_size, in_channels=in_chans, **PUBLISHED[name] | kwargs)
+    if pretrained:
+        same_classes = overlay.get("num_classes", network.num_classes) == network.num_classes
+        load_checkpoint(network, overlay["file"], classifier=same_classes)
+    network.to(device=device, dtype=dtype)
     if not features_only:
-        network.num_features = network.channels[-1]
-        network.default_cfg = network.pretrained_cfg = _config(network)
         return network
-    stages = range(len(network.depth))
-    wanted = [i % len(stages) if i in range(-len(stages), 0) else i for i in out_indices or stages]
+    count = len(network.depth)
+    stages = out_indices or range(count)
+    described = network.feature_info
+    wanted = [i % count if i in range(-count, 0) else i for i in stages]
     backbone = FeaturePyramid(network, wanted)
-    described = [
-        {"num_chs": channels, "reduction": max(strides), "module": f"stages.{stage}"}
-        for stage, (channels, strides) in enumerate(
-            zip(network.channels, network.strides, strict=True)
-        )
-    ]
     backbone.feature_info = FeatureInfo(described, backbone.stages)
     return backbone
-
-
-def _config(network: smlpnet.SMLPNet) -> dict[str, Any]:
-    """What ``timm.data.resolve_model_data_config`` reads."""
-    return {
-        "input_size": (network.in_channels, *network.image_size),
-        "fixed_input_size": True,
-        "num_classes": network.num_classes,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": MEAN,
-        "std": STD,
-        "classifier": "mlp_head.2",
-    }

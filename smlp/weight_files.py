@@ -141,12 +141,12 @@ def _is_averaged(prefix: str, flat: Mapping[str, Any]) -> bool:
 
 def _unreadable(flat: Mapping[str, Any], readable: tuple[str, ...]) -> list[str]:
     """What is called averaged, holds more than counters, and has other names than the model's."""
-    heads: Counter[str] = Counter()
-    for name, value in flat.items():
-        head, dot, _ = name.partition(".")
-        if dot and getattr(value, "ndim", 0) and not name.startswith(readable):
-            heads[head] += _is_averaged(f"{head}.", {})
-    return [f"{head} (not understood)" for head, count in heads.items() if count]
+    heads = {
+        name.partition(".")[0]: None
+        for name, value in flat.items()
+        if "." in name and hasattr(value, "ndim") and value.ndim and not name.startswith(readable)
+    }
+    return [f"{head} (not understood)" for head in heads if _is_averaged(f"{head}.", {})]
 
 
 def _named(prefix: str) -> str:
