@@ -17,7 +17,7 @@ from smlp.network import PyramidNetwork
 from smlp.pictures import draw_feature_maps, draw_receptive_fields
 from smlp.train import cli as train_cli
 from smlp.train.ablations import CHOSEN, DEFAULTS, run_ablations
-from smlp.train.config import MODELS, TrainConfig
+from smlp.train.config import BUNDLED, MODELS, TrainConfig
 from smlp.train.evaluate import evaluate, held_out
 from smlp.train.image_folder import batches
 from smlp.train.loaders import held_out_shares
@@ -105,7 +105,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     images = held_out(trained, data)
     with world_of(arguments.device) as world:
         shares = [share for share in held_out_shares(len(images), batch_size, world) if share]
-        loaded = batches(images, shares, arguments.workers, world.device)
+        workers = 0 if data in BUNDLED else arguments.workers
+        loaded = batches(images, shares, workers, world.device)
         loss, accuracy = evaluate(trained.network.to(world.device), loaded, world)
     print(f"accuracy {accuracy:.2%}, loss {loss:.4f} on {len(images):,} held-out images of {data}")
 

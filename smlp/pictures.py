@@ -1,5 +1,6 @@
 """Figures of receptive fields and feature maps; matplotlib is imported when one is drawn."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+COLUMNS = 12  # maps that a row holds before a picture grows in both directions
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -72,7 +75,9 @@ def draw_receptive_fields(fields: Mapping[str, Tensor], title: str = "") -> "Fig
 def draw_feature_maps(
     image: Tensor, stages: Mapping[str, Tensor], *, channels: int = 6, title: str = ""
 ) -> "Figure":
-    """Draw an image and, a row per stage, those channels that vary most over it.
+    """Draw an image and, stage by stage, those channels that vary most over it.
+
+    A stage's maps fill a row, or several where there are more than fit side by side.
 
     Each map has a scale of its own, from its smallest value to its largest: the channels of a
     stage can differ a hundredfold.
@@ -80,7 +85,7 @@ def draw_feature_maps(
     Args:
         image: ``[1 or 3, H, W]``, from 0 to 1.
         stages: the name of each row and its feature map, ``[C, h, w]``.
-        channels: how many maps a row shows at most.
+        channels: how many maps of a stage are shown at most.
         title: above all panels.
 
     Returns:
@@ -99,25 +104,30 @@ def draw_feature_maps(
     for name, maps in stages.items():
         if maps.dim() != 3:
             raise ValueError(f"stages[{name!r}]: expected shape [C, h, w], got {list(maps.shape)}")
-    rows = len(stages)
+    shown = {name: min(channels, len(maps)) for name, maps in stages.items()}
+    columns = min(max(shown.values()), max(COLUMNS, math.ceil(math.sqrt(sum(shown.values())))))
+    first_row, rows = {}, 0
+    for name, count in shown.items():
+        first_row[name], rows = rows, rows + math.ceil(count / columns)
     side = 1.25  # of a panel, in inches
-    figure = new_figure(side * (channels + 2.4), side * rows + (0.5 if title else 0.1))
-    grid = figure.add_gridspec(rows, channels + 1, width_ratios=[2.0, *[1.0] * channels])
+    figure = new_figure(side * (columns + 2.4), side * rows + (0.5 if title else 0.1))
+    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[2.0, *[1.0] * columns])
     picture = figure.add_subplot(grid[:, 0])
     pixels = image.detach().cpu().clamp(0, 1).permute(1, 2, 0)
     picture.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
     picture.set_title("image", fontsize=10)
     picture.axis("off")
-    for row, (name, maps) in enumerate(stages.items()):
+    for name, maps in stages.items():
         spread = maps.detach().float().flatten(1).std(dim=1, correction=0)
         strongest = spread.argsort(descending=True)[:channels]
-        for column, channel in enumerate(strongest.tolist()):
-            axis = figure.add_subplot(grid[row, column + 1])
+        for index, channel in enumerate(strongest.tolist()):
+            row, column = divmod(index, columns)
+            axis = figure.add_subplot(grid[first_row[name] + row, column + 1])
             axis.imshow(maps[channel].detach().float().cpu().numpy(), cmap="viridis")
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_xlabel(f"channel {channel}", fontsize=7, labelpad=2)
-            if column == 0:
+            if index == 0:
                 axis.set_ylabel(name, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=12)

@@ -24,7 +24,7 @@ def test_from_data_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^smlp .*$", README, re.M)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         _, *arguments = shlex.split(command, comments=True)
         short = ["--epochs", "2", "--no-progress"] if arguments[0] == "train" else []
@@ -54,6 +54,7 @@ def test_smlp_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
     named = set(re.findall(r"(?:`|^)smlp ([a-z]+)", README, re.M))
     assert {"train", "info", "fields", "features", "ablations", "export"} <= named
+    assert {"evaluate", "predict"} <= named
     for command in named:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

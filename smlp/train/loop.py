@@ -21,6 +21,7 @@ from smlp.train.stop import Stopped, stop_requests
 
 _logger = logging.getLogger(__name__)
 
+SMALLEST_SCALE = 2.0**-10  # of the float16 loss; the first is 2**16, halved where steps are skipped
 FLUSH_STEPS = 50  # losses stay on the device this long: reading one waits for the device
 
 
@@ -193,6 +194,11 @@ class _Training:
                     f"the loss became {row['loss']} at step {row['step']} (lr {row['lr']:.2e}); "
                     f"{REMEDIES}"
                 )
+        if self.run.scaler.is_enabled() and self.run.scaler.get_scale() < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"gradients overflow float16 at every scale of the loss, by step {self.run.step}; "
+                f"{REMEDIES}, and --amp bf16 has no such limit"
+            )
         return stop > 0
 
     def _write_down(

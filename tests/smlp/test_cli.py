@@ -1,5 +1,6 @@
-"""The command ``smlp``: what its commands write, and how they refuse."""
+"""The command ``smlp``: what its commands write, and how they refuse; see test_evaluate.py, too."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_features_of_a_trained_network(
         torch.testing.assert_close(shown, stage[0], atol=0.05, rtol=0.05)
     assert f"class {logits.argmax()}, {logits.softmax(0).max():.0%}" in drawn["title"]
 
+    content = torch.load(checkpoint)
+    content["classes"] = [f"digit {label}" for label in range(10)]
+    torch.save(content, trained / "named.pt")
+    arguments = ("--checkpoint", trained / "named.pt", "--image", image, "--out", out)
+    assert run(capsys, "features", *arguments)[0] == 0
+    assert f"class digit {logits.argmax()}, " in drawn["title"]
+
 
 @pytest.mark.parametrize("trained_one", [True, False])
 def test_fields_of_some_layers(
@@ -101,11 +109,27 @@ def test_info_of_a_network_by_name_and_of_a_trained_one(
         ("fields --depths 99 --image-size 32", "smlp fields: depth: expected 1 to 26 layers"),
         ("features --checkpoint {run}/model.pt --image no", "smlp features: image: expected an im"),
         ("train --epochs 0", "smlp train: epochs: expected at least 1, got 0"),
+        ("train --seed 18446744073709551616", "smlp train: seed: expected less than 2**64, got 18"),
+        ("train --init no.pt --out {run}/new", "smlp train: no.pt: No such file or directory"),
+        ("info --in-channels 0", "smlp info: in_channels: expected at least 1, got 0"),
+        ("info --num-classes 0", "smlp info: num_classes: expected at least 1, got 0"),
+        ("info --d-model 0", "smlp info: d_model: expected at least 1, got 0"),
+        ("info --patch-size 0", "smlp info: patch_size: expected at least 1, got 0"),
+        (
+            "evaluate --checkpoint {run}/model.pt --data no",
+            "smlp evaluate: data: expected digits, ",
+        ),
+        ("evaluate --checkpoint {run}/model.pt --batch-size 0", "smlp evaluate: batch_size: expec"),
+        ("evaluate --checkpoint {run}/model.pt --device tpu", "smlp evaluate: device: expected au"),
+        ("predict --checkpoint {run}/model.pt no.png", "smlp predict: image: expected an image f"),
+        ("predict --checkpoint {run}/model.pt --top 0 no.png", "smlp predict: top: expected at l"),
+        ("predict --checkpoint {run}/model.pt {run}/tb", "smlp predict: images: expected image f"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
     arguments: str, message: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (trained / "tb").mkdir(exist_ok=True)  # a folder without images
     code, out, error = run(capsys, *arguments.format(run=trained).split())
     assert (code, out) == (2, "")
     assert error.startswith(message)
@@ -116,5 +140,15 @@ def test_module_and_command_are_the_same() -> None:
     command = [sys.executable, "-m", "smlp", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(
-        f"\n    {name} " in text for name in ("train", "info", "fields", "features", "export")
+        f"\n    {name} " in text
+        for name in ("train", "evaluate", "predict", "info", "fields", "features", "export")
+    )
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert re.fullmatch(
+        rf"smlp (\d[\w.]*|\(not installed\)), torch {re.escape(torch.__version__)}\n",
+        capsys.readouterr().out,
     )

@@ -74,6 +74,17 @@ def test_the_picture_shows_the_channels_that_vary_most(tmp_path: Path) -> None:
         assert written.size == tuple(int(150 * inches) for inches in figure.get_size_inches())
 
 
+def test_many_maps_of_a_stage_fill_several_rows() -> None:
+    image, maps = torch.rand(1, 8, 8), torch.randn(30, 2, 2)
+    figure = draw_feature_maps(image, {"a": maps, "b": maps[:14]}, channels=26)
+    cells = [axis.get_subplotspec() for axis in figure.axes[1:]]
+    places = [(cell.rowspan.start, cell.colspan.start) for cell in cells if cell is not None]
+    # 26 in rows of 12, the other stage in rows of its own
+    rows = [(0, 12), (1, 12), (2, 2), (3, 12), (4, 2)]
+    assert places == [(row, 1 + column) for row, count in rows for column in range(count)]
+    assert max(figure.get_size_inches()) < 20
+
+
 def test_pictures_of_the_wrong_shape_are_refused_by_name() -> None:
     maps, image = torch.zeros(2, 4, 4), torch.zeros(1, 8, 8)
     with pytest.raises(

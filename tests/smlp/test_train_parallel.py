@@ -74,14 +74,41 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ddp_repeats_the_losses_of_one_process(alone: Path, tmp_path: Path) -> None:
-    launch("--parallel", "ddp", "--out", str(tmp_path))
+    launch("--parallel", "ddp", "--accumulate", "2", "--out", str(tmp_path))
     assert_same_course(tmp_path, alone)
 
 
 def test_fsdp_repeats_them_from_a_checkpoint_of_one_process(alone: Path, tmp_path: Path) -> None:
     out = shutil.copytree(alone / "half", tmp_path / "out")
-    launch("--parallel", "fsdp", "--out", str(out), "--resume")
+    launch("--parallel", "fsdp", "--grad-checkpointing", "--out", str(out), "--resume")
     assert_same_course(out, alone)
+
+
+STOPPING = """
+import os, signal, sys
+from smlp.train import cli, loop
+
+def stopping(run, *arguments):
+    if run.step == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(run, *arguments)
+
+step, loop._step = loop._step, stopping
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(tmp_path / "stopping.py"), *OPTIONS.split(), "--checkpoint-every", "3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    command += ["--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0
+    assert "smlp train: stopped by SIGTERM after step 6 of 22 and saved" in done.stderr
+    assert "smlp train: stopped by another process after step 6 of 22 and saved" in done.stderr
+    assert checkpoint.load(tmp_path / "out" / "last.pt")["step"] == 6
 
 
 def test_stored_statistics_are_those_of_all_images(tmp_path: Path) -> None:
