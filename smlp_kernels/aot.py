@@ -89,7 +89,11 @@ def compile_call(call: Call, arch: int) -> Resources:
         compiled = triton.compile(
             source(call),
             target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": call.plan.num_warps, "num_stages": call.plan.num_stages},
+            options={
+                "num_warps": call.plan.num_warps,
+                "num_stages": call.plan.num_stages,
+                "maxnreg": call.plan.registers,
+            },
         )
     text = log.getvalue()
     registers = re.search(r"Used (\d+) registers", text)

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from smlp_kernels import aot
+from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.launch import Call
 from smlp_kernels.mix_launch import mix_calls
-from smlp_kernels.weight_grad_launch import weight_grad_calls
 from smlp_kernels.weights import Weights
 
 SIZES = (56, 28, 14, 7)
@@ -68,15 +68,13 @@ class Case:
         x = empty(BATCH, c, h, w).contiguous(memory_format=layout)
         weights = Weights(empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c), empty(c))
         *before, forward = mix_calls(x, weights, x, self.arch)
-        _, (projections, fuse, sums) = weight_grad_calls(
-            x, x, *weights[:5], True, True, True, self.arch
-        )
-        calls = {
-            "forward": forward,
-            "projection gradients": projections,
-            "fuse gradient": fuse,
-            "sums of both": sums,
-        }
+        calls = {"forward": forward}
+        backward: list[Call] = []
+        mix_backward(x, x, weights, Needed(*[True] * 4), self.arch, backward.append)
+        for call in backward:
+            along_h = call.plan.constants.get("ALONG_H")
+            names = {True: "backward along H", False: "backward along W", None: "weight sums"}
+            calls[names[along_h]] = call
         if before:  # where an axis is long
             calls["projection along H"] = before[0]
         if self.arch in IN_FULL:  # the forward kernel again, without biases, weights transposed

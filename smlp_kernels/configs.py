@@ -61,76 +61,6 @@ class ProjectConfig:
         return batch * lines * triton.cdiv(height, self.block_h)
 
 
-class LineTile(NamedTuple):
-    """The rows of a tile of the weight-gradient kernels: lines x positions, on either axis."""
-
-    lines: int
-    positions: int
-
-    def tiles(self, batch: int, height: int, width: int) -> int:
-        """Tiles along the axis that has more of them."""
-        return max(
-            triton.cdiv(batch * width, self.lines) * triton.cdiv(height, self.positions),
-            triton.cdiv(batch * height, self.lines) * triton.cdiv(width, self.positions),
-        )
-
-
-@dataclass(frozen=True)
-class WeightGradConfig:
-    """Tiles of the weight-gradient kernels: rows of lines and positions, channels in blocks."""
-
-    proj_rows: int
-    proj_block_o: int  # channels of dy a step of proj_grad_kernel
-    proj_block_c: int  # channels of x a step of proj_grad_kernel
-    fuse_rows: int
-    fuse_block_o: int  # tile of dF of fuse_grad_kernel
-    fuse_block_c: int  # a width
-    num_warps: int
-    num_stages: int
-    proj_splits: int = 128  # partial sums of an axis projection's gradient
-    # programs of fuse_grad_kernel at most, where dF has fewer tiles; sets its number of partial
-    # sums. Three for each SM of an H100.
-    fuse_programs: int = 396
-
-    def proj_tile(self, height: int, width: int) -> LineTile:
-        """Of ``proj_grad_kernel``."""
-        return line_tile(self.proj_rows, height, width)
-
-    def fuse_tile(self, height: int, width: int) -> LineTile:
-        """Of ``fuse_grad_kernel``, whose products sum over 16 positions at least.
-
-        More lines of shorter axes would take registers for what only fills up the 16.
-        """
-        positions = triton.next_power_of_2(max(height, width))
-        return line_tile(min(self.fuse_rows, max(16, 8 * positions)), height, width)
-
-    def proj_blocks(self, height: int, width: int) -> tuple[int, int]:
-        """Blocks of the gradients of proj_h and proj_w: pairs of blocks of positions."""
-        positions = self.proj_tile(height, width).positions
-        return triton.cdiv(height, positions) ** 2, triton.cdiv(width, positions) ** 2
-
-    def fuse_tiles(self, channels: int) -> int:
-        """Tiles of one branch of dF."""
-        return triton.cdiv(channels, self.fuse_block_o) * triton.cdiv(channels, self.fuse_block_c)
-
-    def fuse_splits(self, channels: int) -> int:
-        """Partial sums of dF at most."""
-        return max(1, self.fuse_programs // (3 * self.fuse_tiles(channels)))
-
-    def partial_results(
-        self, batch: int, height: int, width: int, channels: int
-    ) -> tuple[tuple[int, int], ...]:
-        """How many, of what size: for the gradients of proj_h, proj_w and fuse, each with bias."""
-        # more of them than there are tiles to share out would be empty
-        proj = min(self.proj_splits, self.proj_tile(height, width).tiles(batch, height, width))
-        fuse_tiles = self.fuse_tile(height, width).tiles(batch, height, width)
-        return (
-            (proj, height * (height + 1)),
-            (proj, width * (width + 1)),
-            (min(self.fuse_splits(channels), fuse_tiles), channels * (3 * channels + 1)),
-        )
-
-
 class MixRow(NamedTuple):
     """A row of ``MIX_TABLE``: what it is for, then the largest tile to take there."""
 
@@ -155,15 +85,6 @@ class ProjectRow(NamedTuple):
     kind: str
     channels_last: bool | None
     config: ProjectConfig
-
-
-class WeightGradRow(NamedTuple):
-    """A row of ``WEIGHT_GRAD_TABLE``: what it is for, then the largest blocks to take there."""
-
-    arch: int | None
-    kind: str
-    channels_last: bool | None
-    config: WeightGradConfig
 
 
 # The first row whose tile an image fills is taken, else the last one that applies: the rule for
@@ -221,18 +142,6 @@ PROJECT_TABLE = (
     ProjectRow(None, "float32", None, ProjectConfig(64, 64, 16, 8, 2)),
     ProjectRow(None, "float64", None, ProjectConfig(32, 64, 16, 8, 1)),
 )
-WEIGHT_GRAD_TABLE = (
-    # chip  kind     layout        rows of proj, o, c, of fuse, o, c, warps, stages
-    WeightGradRow(90, "16-bit", True, WeightGradConfig(128, 32, 128, 64, 128, 192, 8, 3)),
-    WeightGradRow(90, "tf32", True, WeightGradConfig(64, 16, 64, 64, 128, 128, 8, 2)),
-    WeightGradRow(100, "16-bit", True, WeightGradConfig(64, 16, 64, 64, 64, 64, 8, 2)),
-    WeightGradRow(100, "16-bit", False, WeightGradConfig(64, 32, 128, 64, 32, 64, 8, 2)),
-    WeightGradRow(None, "16-bit", True, WeightGradConfig(64, 32, 64, 64, 64, 32, 8, 2)),
-    WeightGradRow(None, "16-bit", False, WeightGradConfig(64, 16, 64, 64, 64, 32, 8, 2)),
-    WeightGradRow(None, "tf32", None, WeightGradConfig(64, 16, 32, 64, 32, 32, 8, 2)),
-    WeightGradRow(None, "float32", None, WeightGradConfig(64, 16, 16, 64, 32, 32, 8, 2)),
-    WeightGradRow(None, "float64", None, WeightGradConfig(32, 16, 16, 32, 32, 32, 8, 1)),
-)
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
@@ -242,12 +151,6 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     if dtype == torch.float32:
         return "tf32" if precision == "tf32" else "float32"
     return "16-bit"
-
-
-def line_tile(rows: int, height: int, width: int) -> LineTile:
-    """The tile of this many rows: one body of a kernel, and so one tile, serves both axes."""
-    positions = min(rows, triton.next_power_of_2(max(height, width)))
-    return LineTile(rows // positions, positions)
 
 
 def even_step(size: int, tile: int) -> int:
@@ -277,9 +180,7 @@ def even_width(size: int, most: int) -> int:
     return width_of(even_step(size, most))
 
 
-def applies(
-    row: MixRow | ProjectRow | WeightGradRow, arch: int, kind: str, channels_last: bool
-) -> bool:
+def applies(row: MixRow | ProjectRow, arch: int, kind: str, channels_last: bool) -> bool:
     """Whether a row is for this chip, kind and layout."""
     return (
         row.kind == kind and row.arch in (arch, None) and row.channels_last in (channels_last, None)
@@ -363,25 +264,4 @@ def project_config(
         block_h=block_of(height, config.block_h),
         block_lines=block_of(width * channels, config.block_lines),
         block_k=block_of(height, config.block_k),
-    )
-
-
-@functools.cache
-def weight_grad_config(
-    channels: int,
-    dtype: torch.dtype,
-    arch: int,
-    precision: str = "ieee",
-    channels_last: bool = True,
-) -> WeightGradConfig:
-    """The tiles of the weight-gradient kernels; arguments as for :func:`mix_config`."""
-    kind = kind_of(dtype, precision)
-    rows = (row for row in WEIGHT_GRAD_TABLE if applies(row, arch, kind, channels_last))
-    config = next(rows).config
-    return dataclasses.replace(
-        config,
-        proj_block_o=block_of(channels, config.proj_block_o),
-        proj_block_c=block_of(channels, config.proj_block_c),
-        fuse_block_o=block_of(channels, config.fuse_block_o),
-        fuse_block_c=even_width(channels, config.fuse_block_c),
     )

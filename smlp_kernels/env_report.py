@@ -19,9 +19,9 @@ from smlp_kernels.configs import (
     has_long_axis,
     mix_config,
     project_config,
-    weight_grad_config,
 )
 from smlp_kernels.functional import fallback_reason
+from smlp_kernels.kernels.axis_grad import axis_tile
 from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
 
 PACKAGES = ("smlp-kernels", "triton", "einops", "numpy")
@@ -90,7 +90,10 @@ def path_of(x: torch.Tensor) -> list[str]:
         f"runs on the fused kernels {place}",
         *(before if has_long_axis(height, width) else []),
         f"forward and input gradient: {mix_config(*what)}",
-        f"weight gradients: {weight_grad_config(channels, x.dtype, arch_of(x), precision)}",
+        *(
+            f"backward along {axis}: {axis_tile(size, channels, x.dtype, arch_of(x)) or 'PyTorch'}"
+            for axis, size in (("H", height), ("W", width))
+        ),
     ]
 
 

@@ -29,6 +29,7 @@ class Plan(NamedTuple):
     constants: dict[str, Any]  # tl.constexpr arguments
     num_warps: int
     num_stages: int
+    registers: int | None = None  # registers of a thread, at most
 
 
 class Call(NamedTuple):
@@ -39,10 +40,15 @@ class Call(NamedTuple):
 
     def launch(self, device_of: Tensor) -> None:
         """Run on the device of a tensor: Triton itself would take the current device."""
-        kernel, programs, integers, constants, num_warps, num_stages = self.plan
+        kernel, programs, integers, constants, num_warps, num_stages, registers = self.plan
         with on_device_of(device_of):
             kernel[(programs,)](
-                *self.tensors, *integers, **constants, num_warps=num_warps, num_stages=num_stages
+                *self.tensors,
+                *integers,
+                **constants,
+                num_warps=num_warps,
+                num_stages=num_stages,
+                maxnreg=registers,
             )
 
     def run(self, device_of: Tensor) -> None:
@@ -65,7 +71,7 @@ class Call(NamedTuple):
         Returns Triton's compiled kernel, or what stands for it while it is compiled by another
         thread; None in the interpreter.
         """
-        kernel, programs, integers, constants, num_warps, num_stages = self.plan
+        kernel, programs, integers, constants, num_warps, num_stages, registers = self.plan
         with on_device_of(device_of):
             return kernel.warmup(
                 *self.tensors,
@@ -74,6 +80,7 @@ class Call(NamedTuple):
                 grid=(programs,),
                 num_warps=num_warps,
                 num_stages=num_stages,
+                maxnreg=registers,
             )
 
 

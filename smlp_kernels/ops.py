@@ -5,18 +5,22 @@ With ``fuse`` = [Fh | Fw | Fi] the block is
     mix(x):  y[b, :, h, w] = Fh (Ph x + bh)[b, :, h, w] + Fw (x Pw' + bw)[b, :, h, w]
                              + Fi x[b, :, h, w] + bias
 
-It is linear in x and, with x fixed, bilinear in the projections and ``fuse``. So its input
-gradient is ``mix`` again with views of the weights, all three matrices transposed; its weight
-gradients are one more operator, ``mix_weight_grad``, and the derivatives of that one are both
-operators again, with incoming gradients in the place of weights. Two operators serve derivatives
-of every order.
+It is linear in x and, with x fixed, bilinear in the projections and ``fuse``. All its gradients
+come from one more operator, ``mix_backward``; that of x alone is ``mix`` again, with views of the
+weights in which all three matrices are transposed. For incoming gradients g of what
+``mix_backward`` returns, sum <g, output> = <dy, Y> where Y is a sum of three calls of ``mix``,
 
-Shapes: x and dy [B, C, H, W] with any strides; proj_h [H, H], bias_h [H], proj_w [W, W],
-bias_w [W], fuse [C, 3C], [C, 3C, 1, 1] or [C, 3, C], bias [C] or [C, H, W], each in any floating
-type: products are taken in the type of x and accumulated in float32 (float64 for float64). ``mix``
-returns the type and the memory format of x. ``mix_weight_grad`` returns the gradients of proj_h,
-bias_h, proj_w, bias_w, fuse and a bias [C], rounded once to the type of their weight, and empty
-tensors in the place of those not needed.
+    Y = mix(g_x; Ph, Pw, F, no bias) + mix(x; g_Ph, g_bh, g_Pw, g_bw, [Fh | Fw | 0], no bias)
+        + mix(x; Ph, bh, Pw, bw, g_F, g_b)
+
+so its derivative by dy is Y, and the others are again those of <dy, mix>. Two operators serve
+derivatives of every order.
+
+Shapes: x and dy [B, C, H, W] with any strides; weights as in :class:`smlp_kernels.weights.Weights`.
+Products are taken in the type of x and accumulated in float32 (float64 for float64). ``mix``
+returns the type and the memory format of x. ``mix_backward`` returns the gradients of x, in its
+memory format, and of proj_h, bias_h, proj_w, bias_w, fuse and a bias [C], rounded once to the type
+of their weight, and empty tensors in the place of those not needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,9 +30,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from smlp_kernels.kernels import backward
+from smlp_kernels.kernels.backward import Needed
 from smlp_kernels.launch import arch_of
 from smlp_kernels.mix_launch import mix_calls
-from smlp_kernels.weight_grad_launch import empty_grads, weight_grad_calls
 from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
@@ -39,16 +44,16 @@ LIBRARY.define(
     "Tensor? bias) -> Tensor"
 )
 LIBRARY.define(
-    "mix_weight_grad(Tensor dy, Tensor x, Tensor proj_h, Tensor? bias_h, Tensor proj_w, "
-    "Tensor? bias_w, Tensor fuse, bool need_proj_h, bool need_proj_w, bool need_fuse) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "mix_backward(Tensor dy, Tensor x, Tensor proj_h, Tensor? bias_h, Tensor proj_w, "
+    "Tensor? bias_w, Tensor fuse, bool need_x, bool need_proj_h, bool need_proj_w, "
+    "bool need_fuse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 mix = torch.ops.smlp_kernels.mix.default
-mix_weight_grad = torch.ops.smlp_kernels.mix_weight_grad.default
+mix_backward = torch.ops.smlp_kernels.mix_backward.default
 
 
 def run_mix(x: Tensor, *weights: Any) -> Tensor:
-    """Allocate and launch."""
+    """``mix``: allocate and launch."""
     y = torch.empty_like(x)
     if x.numel():
         for call in mix_calls(x, Weights(*weights), y, arch_of(x)):
@@ -56,16 +61,19 @@ def run_mix(x: Tensor, *weights: Any) -> Tensor:
     return y
 
 
-def run_mix_weight_grad(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Allocate and launch."""
-    grads, calls = weight_grad_calls(*(dy, x, *rest, arch_of(x)))
-    for call in calls:
-        call.run(x)
-    return grads
+def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:
+    """Those of ``mix_backward`` after dy and x."""
+    return Weights(*(*arguments[:5], None)), Needed(*arguments[5:])
+
+
+def run_mix_backward(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """``mix_backward``: allocate and launch."""
+    weights, needed = split_arguments(arguments)
+    return backward.mix_backward(dy, x, weights, needed, arch_of(x), lambda call: call.run(x))
 
 
 LIBRARY.impl("mix", run_mix, "CompositeExplicitAutograd")
-LIBRARY.impl("mix_weight_grad", run_mix_weight_grad, "CompositeExplicitAutograd")
+LIBRARY.impl("mix_backward", run_mix_backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("smlp_kernels::mix", lib=LIBRARY)
@@ -73,101 +81,88 @@ def _mix_fake(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("smlp_kernels::mix_weight_grad", lib=LIBRARY)
-def _mix_weight_grad_fake(
-    dy: Tensor,
-    x: Tensor,
-    proj_h: Tensor,
-    bias_h: Tensor | None,
-    proj_w: Tensor,
-    bias_w: Tensor | None,
-    fuse: Tensor,
-    need_proj_h: bool,
-    need_proj_w: bool,
-    need_fuse: bool,
-) -> tuple[Tensor, ...]:
-    return empty_grads(x, (proj_h, proj_w, fuse), (need_proj_h, need_proj_w, need_fuse))
+@torch.library.register_fake("smlp_kernels::mix_backward", lib=LIBRARY)
+def _mix_backward_fake(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return backward.empty_grads(x, *split_arguments(arguments))
 
 
 def mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, proj_h, bias_h, proj_w, bias_w, fuse, bias = inputs
+    x, *weights, bias = inputs
     ctx.bias_map_dtype = bias.dtype if bias is not None and bias.dim() == 3 else None
     weights_wanted = any(ctx.needs_input_grad[1:])
     # x is kept only for weight gradients; the weights are references, not copies
-    ctx.save_for_backward(x if weights_wanted else None, proj_h, bias_h, proj_w, bias_w, fuse)
+    ctx.save_for_backward(x if weights_wanted else None, *weights)
 
 
-def mix_backward(ctx: Any, dy: Tensor) -> Grads:
-    x, proj_h, bias_h, proj_w, bias_w, fuse = ctx.saved_tensors
-    want = ctx.needs_input_grad
-    dx = None
-    if want[0]:
-        weights = Weights(proj_h, bias_h, proj_w, bias_w, fuse, None)
-        dx = Mix.call(dy, *weights.transposed())
-    grads: Grads = (None,) * 6
-    want_weights = (*want[1:6], want[6] and ctx.bias_map_dtype is None)
-    if any(want_weights):
-        grads = weight_grads(dy, x, (proj_h, bias_h, proj_w, bias_w, fuse), want_weights)
-    if want[6] and ctx.bias_map_dtype is not None:
-        grads = (*grads[:5], dy.sum(0, dtype=ctx.bias_map_dtype))
-    return (dx, *grads)
+def mix_grad(ctx: Any, dy: Tensor) -> Grads:
+    x, *weights = ctx.saved_tensors
+    *want, want_bias = ctx.needs_input_grad
+    bias_map = ctx.bias_map_dtype is not None
+    want = (*want, want_bias and not bias_map)
+    grads = wanted_grads(dy, x, Weights(*(*weights, None)), want)
+    if want_bias and bias_map:
+        grads = (*grads[:6], dy.sum(0, dtype=ctx.bias_map_dtype))
+    return grads
 
 
-def weight_grads(
-    dy: Tensor, x: Tensor, weights: tuple[Any, ...], want: tuple[bool, ...]
-) -> tuple[Any, ...]:
-    """Gradients of ``weights`` (proj_h, bias_h, proj_w, bias_w, fuse) and a bias, or None."""
-    need = (want[0] or want[1], want[2] or want[3], want[4] or want[5])
-    grads = MixWeightGrad.call(dy, x, *weights, *need)
-    return tuple(grad if wanted else None for grad, wanted in zip(grads, want, strict=True))
+def wanted_grads(dy: Tensor, x: Tensor | None, weights: Weights, want: tuple[bool, ...]) -> Grads:
+    """The gradients of <dy, mix(x; weights)> by x and the six weights that ``want`` asks for."""
+    needed = Needed(want[0], want[1] or want[2], want[3] or want[4], want[5] or want[6])
+    if any(needed[1:]):
+        grads = MixBackward.call(dy, x, *weights[:5], *needed)
+        return tuple(grad if wanted else None for grad, wanted in zip(grads, want, strict=True))
+    # one launch or two, where mix_backward takes three of each chunk and moves three times as much
+    return (Mix.call(dy, *weights.transposed()) if needed.x else None, *(None,) * 6)
 
 
-def mix_weight_grad_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, need_proj_h, need_proj_w, need_fuse = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.needed = (need_proj_h, need_proj_w, need_fuse)
+def mix_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7])
+    ctx.needed = Needed(*inputs[7:])
 
 
-def mix_weight_grad_backward(ctx: Any, *grads: Tensor | None) -> Grads:
-    """With g the incoming gradients, sum <g, output> = <dy, A(x) + B(x)>, two mixes:
+def mix_backward_grad(ctx: Any, *grads: Tensor | None) -> Grads:
+    """The derivatives of the three terms of Y at the head of this file."""
+    dy, x, *weights = ctx.saved_tensors
+    proj_h, bias_h, proj_w, bias_w, fuse = weights
+    want_dy, want_x, want_h, want_bias_h, want_w, want_bias_w, want_fuse = ctx.needs_input_grad[:7]
+    wants = [ctx.needed.x, *[ctx.needed.proj_h] * 2, *[ctx.needed.proj_w] * 2, ctx.needed.fuse]
+    given = [g if n else None for g, n in zip(grads, (*wants, ctx.needed.fuse), strict=True)]
+    g_x, g_h, g_bias_h, g_w, g_bias_w, g_fuse, g_bias = given
 
-    A has the projections g_proj_h, g_bias_h, g_proj_w, g_bias_w, the fuse weight [Fh | Fw | 0] and
-    the bias g_bias; B has the given projections and the fuse weight g_fuse.
-    """
-    dy, x, proj_h, bias_h, proj_w, bias_w, fuse = ctx.saved_tensors
-    need_proj_h, need_proj_w, need_fuse = ctx.needed
-    g_proj_h, g_bias_h = grads[:2] if need_proj_h else (None, None)
-    g_proj_w, g_bias_w = grads[2:4] if need_proj_w else (None, None)
-    g_fuse, g_bias = grads[4:] if need_fuse else (None, None)
-    want_dy, want_x, *want_proj, want_fuse = ctx.needs_input_grad[:7]
-    mixing_only = without_identity(fuse)
-    a: Any = (
-        torch.zeros_like(proj_h) if g_proj_h is None else g_proj_h,
-        g_bias_h,
-        torch.zeros_like(proj_w) if g_proj_w is None else g_proj_w,
-        g_bias_w,
-        mixing_only,
-    )
-    b: Any = (
-        proj_h,
-        bias_h,
-        proj_w,
-        bias_w,
-        torch.zeros_like(fuse) if g_fuse is None else g_fuse,
-    )
-    d_dy = Mix.call(x, *a, g_bias) + Mix.call(x, *b, None) if want_dy else None
-    d_x: Any = None
-    if want_x:
-        of_x = (Weights(*weights, None).transposed() for weights in (a, b))
-        d_x = sum(Mix.call(dy, *weights) for weights in of_x)
-    of_proj: Grads = (None,) * 6
-    if g_fuse is not None:
-        of_proj = weight_grads(dy, x, b, (*want_proj, False, False))
-    d_fuse = None
-    if want_fuse and (need_proj_h or need_proj_w):
-        grads_of_a = weight_grads(dy, x, a, (False, False, False, False, True, False))
-        d_fuse = without_identity(grads_of_a[4])
-    return (d_dy, d_x, *of_proj[:4], d_fuse, None, None, None)
+    def zeros(of: Tensor, gradient: Tensor | None) -> Tensor:
+        return torch.zeros_like(of) if gradient is None else gradient
+
+    # what is mixed, by what, and the derivatives wanted: of it, the weights and the bias
+    terms: list[tuple[Tensor, Weights, tuple[bool, ...]]] = []
+    want: tuple[bool, ...]
+    if g_x is not None:
+        want = (False, want_h, False, want_w, False, want_fuse, False)
+        terms.append((g_x, Weights(proj_h, None, proj_w, None, fuse, None), want))
+    if any(g is not None for g in given[1:5]):
+        mixing = Weights(
+            zeros(proj_h, g_h), g_bias_h, zeros(proj_w, g_w), g_bias_w, without_identity(fuse), None
+        )
+        terms.append((x, mixing, (want_x, False, False, False, False, want_fuse, False)))
+    if g_fuse is not None or g_bias is not None:
+        fusing = Weights(proj_h, bias_h, proj_w, bias_w, zeros(fuse, g_fuse), g_bias)
+        want = (want_x, want_h, want_bias_h, want_w, want_bias_w, False, False)
+        terms.append((x, fusing, want))
+    sums: list[Tensor | None] = [None] * 7
+    for mixed, weights, want in terms:
+        d_dy = Mix.call(mixed, *weights) if want_dy else None
+        d_mixed, *d_weights, _ = wanted_grads(dy, mixed, weights, want)
+        if d_weights[4] is not None and weights.fuse is not fuse:
+            d_weights[4] = without_identity(d_weights[4])
+        sums = list(map(plus, sums, (d_dy, d_mixed, *d_weights)))
+    return (*sums, *(None,) * 4)
+
+
+def plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """The sum of what is there."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
 
 
 def without_identity(fuse: Tensor) -> Tensor:
@@ -177,12 +172,12 @@ def without_identity(fuse: Tensor) -> Tensor:
 
 
 torch.library.register_autograd(
-    "smlp_kernels::mix", mix_backward, setup_context=mix_setup_context, lib=LIBRARY
+    "smlp_kernels::mix", mix_grad, setup_context=mix_setup_context, lib=LIBRARY
 )
 torch.library.register_autograd(
-    "smlp_kernels::mix_weight_grad",
-    mix_weight_grad_backward,
-    setup_context=mix_weight_grad_setup_context,
+    "smlp_kernels::mix_backward",
+    mix_backward_grad,
+    setup_context=mix_backward_setup_context,
     lib=LIBRARY,
 )
 
@@ -196,11 +191,11 @@ def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Ten
     return mix(x.flatten(0, 1), *weights).unflatten(0, x.shape[:2]), 0
 
 
-@torch.library.register_vmap("smlp_kernels::mix_weight_grad", lib=LIBRARY)
-def _mix_weight_grad_vmap(
+@torch.library.register_vmap("smlp_kernels::mix_backward", lib=LIBRARY)
+def _mix_backward_vmap(
     info: Any, in_dims: tuple[Any, ...], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    results = [mix_weight_grad(*one) for one in _each(info.batch_size, in_dims, arguments)]
+    results = [mix_backward(*one) for one in _each(info.batch_size, in_dims, arguments)]
     outputs = tuple(torch.stack(output) for output in zip(*results, strict=True))
     return outputs, (0,) * len(outputs)
 
@@ -216,7 +211,7 @@ def _each(
         )
 
 
-# Of the formula, as PyTorch counts for the plain block; not of what the kernels compute anew.
+# Of the formula, as PyTorch counts for the plain block; not of what the kernels compute again.
 
 
 @register_flop_formula(torch.ops.smlp_kernels.mix)
@@ -225,12 +220,14 @@ def _mix_flops(x: torch.Size, *_: object, out_shape: object) -> int:
     return 2 * x.numel() * (height + width + 3 * channels)
 
 
-@register_flop_formula(torch.ops.smlp_kernels.mix_weight_grad)
-def _mix_weight_grad_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> int:
+@register_flop_formula(torch.ops.smlp_kernels.mix_backward)
+def _mix_backward_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> int:
     channels, height, width = dy[1:]
-    need_proj_h, need_proj_w, need_fuse = arguments[-3:]
-    sums = need_proj_h * height + need_proj_w * width + need_fuse * 3 * channels
-    return 2 * dy.numel() * sums
+    needed = Needed(*arguments[-4:])
+    of_concat = needed.x or needed.proj_h or needed.proj_w
+    terms = (of_concat + needed.fuse) * 3 * channels
+    terms += (needed.x + needed.proj_h) * height + (needed.x + needed.proj_w) * width
+    return 2 * dy.numel() * terms
 
 
 class Differentiable(torch.autograd.Function):
@@ -246,8 +243,8 @@ class Differentiable(torch.autograd.Function):
     @classmethod
     def call(cls, *arguments: Any) -> Any:
         """The operator, differentiable where gradients are recorded."""
-        # a trace, too, is to hold the operator, whose formula is registered
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+        # tracing must record the operator itself, whose formula is registered
+        if is_traced() or not torch.is_grad_enabled():
             return cls.forward(*arguments)
         if functorch_is_active():  # its transforms live in the derived `apply`
             return cls.apply(*arguments)
@@ -257,20 +254,50 @@ class Differentiable(torch.autograd.Function):
 class Mix(Differentiable):
     """``mix``."""
 
-    forward = staticmethod(mix)
     setup_context = staticmethod(mix_setup_context)
-    backward = staticmethod(mix_backward)
+    backward = staticmethod(mix_grad)
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return (run_mix if is_plain(*arguments) else mix)(*arguments)
 
 
-class MixWeightGrad(Differentiable):
-    """``mix_weight_grad``."""
+class MixBackward(Differentiable):
+    """``mix_backward``."""
 
-    forward = staticmethod(mix_weight_grad)
-    setup_context = staticmethod(mix_weight_grad_setup_context)
-    backward = staticmethod(mix_weight_grad_backward)
+    setup_context = staticmethod(mix_backward_setup_context)
+    backward = staticmethod(mix_backward_grad)
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return (run_mix_backward if is_plain(*arguments) else mix_backward)(*arguments)
 
 
-# Without this test of PyTorch's the slower `apply` is right everywhere.
+def is_traced() -> bool:
+    """Whether a graph is being recorded."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_plain(*arguments: Any) -> bool:
+    """Whether the dispatcher has nothing to do for an operator but to call the function above.
+
+    So it is where no mode watches, and every tensor is memory that holds its values.
+    """
+    if is_traced() or functorch_is_active() or dispatch_modes():
+        return False
+    for argument in arguments:
+        if isinstance(argument, Tensor) and (
+            type(argument) not in (Tensor, torch.nn.Parameter)
+            or argument.is_meta
+            or argument.is_neg()
+            or argument._is_zerotensor()
+        ):
+            return False
+    return True
+
+
+# Without these tests of PyTorch's the slower way is right everywhere.
 functorch_is_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: True
 )
+dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)

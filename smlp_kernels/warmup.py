@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from smlp_kernels import aot, launch, ops
 from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.functional import fallback_reason
+from smlp_kernels.kernels.backward import mix_backward
 from smlp_kernels.launch import Call
 from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.modules import FusedSMLPBlock
-from smlp_kernels.weight_grad_launch import weight_grad_calls
 from smlp_kernels.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (ops.mix, ops.mix_weight_grad):
+        if func in (ops.mix, ops.mix_backward):
             self.operations.append(Operation(func, (*args, *kwargs.values())))
         return func(*args, **kwargs)
 
@@ -196,8 +196,11 @@ def calls_of(operation: Operation) -> list[Call]:
     operator, (first, *_) = operation
     arch = launch.arch_of(first)
     arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]
-    if operator is ops.mix_weight_grad:
-        return weight_grad_calls(*(*arguments, arch))[1]
+    if operator is ops.mix_backward:
+        calls: list[Call] = []
+        dy, x, *others = arguments
+        mix_backward(dy, x, *ops.split_arguments(others), arch, calls.append)
+        return calls
     x, *weights = arguments
     return mix_calls(x, Weights(*weights), torch.empty_like(x), arch)
 

@@ -1,1 +1,1 @@
-"""The Triton kernels: ``mix`` (forward and input gradient) and ``weight_grad``."""
+"""The Triton kernels, each with its plan, and the backward, which has PyTorch's products too."""

@@ -33,7 +33,7 @@ def test_opcheck_of_odd_inputs(kind: str) -> None:
     weights = [w.requires_grad_() for w in weights]
     torch.library.opcheck(ops.mix, (x, *weights))
     dy = torch.randn(2, 2, 3, 4, dtype=torch.float64, device=DEVICE)[: len(x)].requires_grad_()
-    torch.library.opcheck(ops.mix_weight_grad, (dy, x, *weights[:5], True, True, True))
+    torch.library.opcheck(ops.mix_backward, (dy, x, *weights[:5], True, True, True, True))
 
 
 @pytest.mark.parametrize("x", [torch.float16, torch.float32], ids=str)
@@ -45,7 +45,7 @@ def test_opcheck_of_mixed_types(x: torch.dtype) -> None:
     dy = CASE.arguments(x, seed=1)[0]
     # aot_dispatch compares values with tolerances of the type of each
     torch.library.opcheck(ops.mix, (inputs, *weights))
-    torch.library.opcheck(ops.mix_weight_grad, (dy, inputs, *weights[:5], True, False, True))
+    torch.library.opcheck(ops.mix_backward, (dy, inputs, *weights[:5], True, True, False, True))
 
 
 def test_training_compiles_once_for_all_batch_sizes() -> None:

@@ -16,9 +16,9 @@ from smlp_kernels.configs import (
     even_width,
     mix_config,
     pieces_of,
-    weight_grad_config,
     width_of,
 )
+from smlp_kernels.kernels.axis_grad import axis_tile
 
 ARCHS = (0, 80, 86, 89, 90, 100, 120)  # 0: the interpreter
 EXTREMES = [(1, 1, 1), (MAX_SIZE, 1, MAX_CHANNELS), (1, MAX_SIZE, 2), (MAX_SIZE, MAX_SIZE, 17)]
@@ -51,11 +51,14 @@ def test_tiles_are_valid(shape: tuple[int, int, int], dtype: torch.dtype, precis
         assert is_width(mix.block_n)
         assert mix.images * mix.tile_h * mix.tile_w >= 16
 
-        grad = weight_grad_config(channels, dtype, arch, precision)
-        assert is_width(grad.fuse_block_c)
-        for tile in (grad.proj_tile(height, width), grad.fuse_tile(height, width)):
-            assert is_power_of_two(tile.positions) and is_power_of_two(tile.lines)
-            assert tile.positions * tile.lines >= 16  # what the products of dF sum over
+        for size in (height, width):
+            tile = axis_tile(size, channels, dtype, arch)
+            longest = 128 if dtype.itemsize == 2 else 64
+            assert (tile is None) == (size > longest)
+            if tile is not None:
+                assert is_power_of_two(tile.positions) and tile.positions >= max(size, 16)
+                assert is_power_of_two(tile.lines) and is_power_of_two(tile.block_c)
+                assert tile.block_c >= 16
 
 
 @pytest.mark.parametrize(("size", "tile", "step"), [(14, 8, 7), (56, 16, 14), (7, 8, 7), (9, 8, 5)])
@@ -88,22 +91,6 @@ def test_programs() -> None:
     assert config.programs(batch=5, height=14, width=14, channels=65) == 3 * 2 * 1 * 2
 
 
-def test_weight_grad_partition() -> None:
-    config = weight_grad_config(320, torch.bfloat16, 80)
-    # the longer axis, 20, sets 32 positions and so 2 lines a tile, on either axis
-    tile = config.proj_tile(20, 5)
-    assert tile == config.fuse_tile(20, 5) == (2, 32)
-    assert tile.tiles(batch=3, height=20, width=5) == 3 * 20 / 2
-    assert config.proj_blocks(20, 130) == (1, 9)
-
-
-def test_short_axes_are_not_mixed_in_more_lines_than_eight() -> None:
-    config = weight_grad_config(320, torch.bfloat16, 80)
-    assert config.proj_tile(7, 7) == (8, 8) and config.fuse_tile(7, 7) == (8, 8)
-    assert config.proj_tile(3, 4) == (16, 4) and config.fuse_tile(3, 4) == (8, 4)
-    assert config.fuse_tile(1, 1) == (16, 1)  # 16 rows: the least that a product can sum over
-
-
 def test_configurations_do_not_depend_on_the_batch() -> None:
-    for function in (mix_config, weight_grad_config):
+    for function in (mix_config, axis_tile):
         assert "batch" not in inspect.signature(function).parameters

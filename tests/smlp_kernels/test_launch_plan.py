@@ -19,8 +19,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from smlp_kernels import aot
+from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.mix_launch import mix_calls
-from smlp_kernels.weight_grad_launch import weight_grad_calls
 from smlp_kernels.weights import Weights
 
 class Driver:
@@ -48,13 +48,14 @@ rows = []
 for batch, size in itertools.product((1, 7, 16, 128), ((14, 12, 48), (72, 8, 48))):
     h, w, c = size
     x = empty(batch, c, h, w).contiguous(memory_format=torch.channels_last)
-    weights = (empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c))
-    forward = mix_calls(x, Weights(*weights, empty(c)), x, 90)
-    for needed in ((True, True, True), (False, True, False)):
-        _, calls = weight_grad_calls(x, x, *weights, *needed, 90)
-        for call in (*forward, *calls):
-            name = call.plan.kernel.__name__
-            rows.append([name, batch, h, specialisation(call), ahead_of_time(call)])
+    weights = Weights(empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c), empty(c))
+    calls = mix_calls(x, weights, x, 90)
+    for needed in ((True, True, True, True), (False, False, True, False)):
+        mix_backward(x, x, weights, Needed(*needed), 90, calls.append)
+    for call in calls:
+        name = call.plan.kernel.__name__
+        name += {True: " along H", False: " along W"}.get(call.plan.constants.get("ALONG_H"), "")
+        rows.append([name, batch, h, specialisation(call), ahead_of_time(call)])
 print(json.dumps(rows))
 """
 
@@ -73,8 +74,7 @@ def rows() -> list[list[Any]]:
 @pytest.mark.parametrize(
     ("kernel", "height"),
     [
-        *(("mix_kernel", 14), ("proj_grad_kernel", 14), ("fuse_grad_kernel", 14)),
-        ("partial_sums_kernel", 14),
+        *(("mix_kernel", 14), ("axis_grad_kernel along H", 14), ("weight_sums_kernel", 14)),
         *(("project_h_kernel", 72), ("mix_kernel", 72)),  # a long axis
     ],
 )
@@ -86,9 +86,11 @@ def test_no_batch_size_compiles_anew(kernel: str, height: int, rows: list[list[A
     assert len(set(found.values())) == 1
 
 
-def test_wanted_gradients_do_not_compile_anew(rows: list[list[Any]]) -> None:
-    keys = {json.dumps(key) for name, _, h, key, _ in rows if (name, h) == ("proj_grad_kernel", 14)}
-    assert len(keys) == 1
+def test_wanted_gradients_do_not_compile_the_sums_again(rows: list[list[Any]]) -> None:
+    found = [
+        json.dumps(key) for name, _, h, key, _ in rows if (name, h) == ("weight_sums_kernel", 14)
+    ]
+    assert len(found) == 2 * 4 and len(set(found)) == 1
 
 
 def test_ahead_of_time_compiles_what_a_launch_does(rows: list[list[Any]]) -> None:

@@ -1,5 +1,7 @@
 """The registered operators: schema, fake, autograd, torch.compile, functorch."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,11 @@ def test_opcheck_mix(transposed: bool, layout: str) -> None:
     torch.library.opcheck(ops.mix, values)
 
 
-@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, False, True)])
-def test_opcheck_mix_weight_grad(needed: tuple[bool, bool, bool]) -> None:
+@pytest.mark.parametrize("needed", itertools.product([False, True], repeat=4), ids=str)
+def test_opcheck_mix_backward(needed: tuple[bool, bool, bool, bool]) -> None:
     values = inputs()
     dy = torch.randn_like(values[0]).requires_grad_()
-    torch.library.opcheck(ops.mix_weight_grad, (dy, *values[:6], *needed))
+    torch.library.opcheck(ops.mix_backward, (dy, *values[:6], *needed))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -139,8 +141,16 @@ def test_per_sample_weight_gradients() -> None:
     assert_close(per_sample(fused_smlp), per_sample(formula), None, eps=EPS[torch.float64])
 
 
-@pytest.mark.parametrize("frozen", [[], ["proj_h", "proj_w"], ["fuse"], ["proj_h", "fuse"]])
-def test_counted_operations_are_the_plain_blocks(frozen: list[str]) -> None:
+@pytest.mark.parametrize("input_learns", [True, False])
+@pytest.mark.parametrize(
+    "frozen",
+    [[], ["proj_h"], ["proj_h", "proj_w"], ["fuse"], ["proj_h", "fuse"], ["proj_w", "fuse"],
+     ["proj_h", "proj_w", "fuse"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_counted_operations_are_the_plain_blocks(frozen: list[str], input_learns: bool) -> None:
+    if len(frozen) == 3 and not input_learns:
+        return  # nothing to count
     plain = SMLPBlock(3, 4, 2, device=DEVICE)
     fused = FusedSMLPBlock(3, 4, 2, device=DEVICE)
     counts = []
@@ -148,6 +158,7 @@ def test_counted_operations_are_the_plain_blocks(frozen: list[str]) -> None:
         for name in frozen:
             block.get_submodule(name).requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
-            block(torch.randn(5, 2, 3, 4, device=DEVICE, requires_grad=True)).sum().backward()
+            x = torch.randn(5, 2, 3, 4, device=DEVICE, requires_grad=input_learns)
+            block(x).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[1] == counts[0] > 0

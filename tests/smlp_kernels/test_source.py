@@ -96,25 +96,38 @@ def test_the_grid_has_one_axis() -> None:
         assert set(axes) <= {"0"}, path
 
 
+def decorator_name(node: ast.AST) -> str:
+    return name_of(node.func if isinstance(node, ast.Call) else node)
+
+
+def compiled(path: Path) -> Iterator[ast.AST]:
+    """The functions of a module that Triton compiles."""
+    for node in ast.walk(tree(path)):
+        decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+        if "triton.jit" in map(decorator_name, decorators):
+            yield node
+
+
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
 def test_no_kernel_can_wait(path: Path) -> None:
     """All loops count to a bound known before them, and no program reads what another writes."""
-    for node in ast.walk(tree(path)):
+    for node in (node for kernel in compiled(path) for node in ast.walk(kernel)):
         where = f"{path}:{getattr(node, 'lineno', 0)}"
         assert not isinstance(node, ast.While), where
         if isinstance(node, ast.For):
             assert isinstance(node.iter, ast.Call), where
             assert name_of(node.iter.func) in ("range", "tl.range", "tl.static_range"), where
         if isinstance(node, ast.Attribute | ast.Name):
-            assert not WAITING.search(name_of(node)), f"{where}: {name_of(node)}"
+            own = name_of(node) in ("tl.debug_barrier", "debug_barrier")  # of one program's warps
+            assert own or not WAITING.search(name_of(node)), f"{where}: {name_of(node)}"
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
 def test_kernels_are_not_tuned_at_run_time(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef):
-            decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
-            assert {name_of(d) for d in decorators} <= {"triton.jit"}, f"{path}: {node.name}"
+            found = set(map(decorator_name, node.decorator_list))
+            assert found <= {"triton.jit", "property", "functools.cache", "functools.lru_cache"}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -1,0 +1,225 @@
+"""The backward along one axis: between its two products over channels (kernels/backward.py).
+
+    G = dy F = [Gh | Gw | Gi]                          before, a product over channels
+    dx = Ph' Gh + Gw Pw + Gi                           here, first along H, then along W
+    dPh = sum Gh x', dbh = sum Gh, likewise dPw, dbw   here
+    dF, db = dy' [x_h | x_w | x | 1]                   after, a product over pixels
+
+The kernel runs once along either axis and turns [Gh | Gw | Gi | .] into [x_h | x_w | x | 1] where
+it lies, leaving dx and the gradients of the projections. A tile is all positions of some lines and
+some channels, [positions, lines * channels]: in this shape every product is a plain one. Nothing is
+read twice in a launch, and no element is touched by two programs. A launch takes a chunk of the
+batch whose offsets fit 31 bits.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from smlp_kernels.kernels.mix import load_matrix
+from smlp_kernels.launch import PLANS, Plan
+
+
+@triton.jit(do_not_specialize=["lines", "programs", "first"])  # a new batch size: no new kernel
+def axis_grad_kernel(
+    g_ptr,  # [pixels, COLUMNS]: Gh, Gw, Gi, and room for ones
+    x_ptr,  # [pixels, C]; None where only dx is wanted
+    dx_ptr,  # [pixels, C]; None along H, or where dx is not wanted
+    proj_ptr,  # [SIZE, SIZE] out, in
+    bias_ptr,  # [SIZE] or None
+    partial_ptr,  # [programs, SIZE * SIZE + SIZE]: what a program has added up; None if not wanted
+    lines,  # images * WIDTH along H, images * HEIGHT along W
+    programs,
+    first,  # 1 for the first chunk of a batch: nothing was added up before
+    stride_out, stride_in,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    ALONG_H: tl.constexpr,  # runs first, and leaves Ph' Gh + Gi in the place of Gi
+    NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
+    POSITIONS: tl.constexpr,  # SIZE or more, a power of two
+    LINES: tl.constexpr, BLOCK_C: tl.constexpr,  # of a tile
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program takes every ``programs``-th tile."""
+    dtype = g_ptr.dtype.element_ty
+    ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
+    SIZE: tl.constexpr = HEIGHT if ALONG_H else WIDTH
+    STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
+    SLICES: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    pid = tl.program_id(0)
+    i = tl.arange(0, POSITIONS)
+    k = tl.arange(0, POSITIONS)
+    if NEED_X:
+        proj_t = load_matrix(proj_ptr, i, k, SIZE, SIZE, stride_in, stride_out)
+    if NEED_FUSE:
+        proj = load_matrix(proj_ptr, i, k, SIZE, SIZE, stride_out, stride_in)
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
+    if partial_ptr is not None:
+        partial_ptr += pid * (SIZE * (SIZE + 1))
+        gram_ptr = partial_ptr + (i[:, None] * SIZE + k[None, :])
+        inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
+        total_ptr = partial_ptr + SIZE * SIZE + i
+        gram = tl.load(gram_ptr, mask=inside & (first == 0), other=0.0)
+        total = tl.load(total_ptr, mask=(i < SIZE) & (first == 0), other=0.0)
+    axis_ptr = g_ptr if ALONG_H else g_ptr + CHANNELS
+    identity_ptr = g_ptr + 2 * CHANNELS
+
+    n = tl.arange(0, LINES * BLOCK_C)
+    for tile in range(pid, tl.cdiv(lines, LINES) * SLICES, programs):
+        line = (tile // SLICES) * LINES + n // BLOCK_C
+        c = (tile % SLICES) * BLOCK_C + n % BLOCK_C
+        mask = (i < SIZE)[:, None] & ((line < lines) & (c < CHANNELS))[None, :]
+        pixel = line // WIDTH * (HEIGHT * WIDTH) + line % WIDTH if ALONG_H else line * WIDTH
+        x_offsets = i[:, None] * (STEP * CHANNELS) + (pixel * CHANNELS + c)[None, :]
+        g_offsets = i[:, None] * (STEP * COLUMNS) + (pixel * COLUMNS + c)[None, :]
+
+        # [POSITIONS, LINES * BLOCK_C], zero beyond the image; x last: the others are then in flight
+        # before the first product waits
+        if NEED_X:
+            rest = tl.load(identity_ptr + g_offsets, mask=mask, other=0.0)
+        if NEED_X or partial_ptr is not None:
+            g = tl.load(axis_ptr + g_offsets, mask=mask, other=0.0)
+        if NEED_FUSE or partial_ptr is not None:
+            x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0)
+        if NEED_X:
+            dx = tl.dot(proj_t, g, out_dtype=ACC, input_precision=PRECISION) + rest.to(ACC)
+        if partial_ptr is not None:
+            gram = tl.dot(g, tl.trans(x), gram, out_dtype=ACC, input_precision=PRECISION)
+            total += tl.sum(g.to(ACC), 1)
+        if NEED_FUSE:
+            mixed = tl.dot(proj, x, out_dtype=ACC, input_precision=PRECISION)
+            if bias_ptr is not None:
+                mixed += bias[:, None]
+
+        tl.debug_barrier()  # of this program's warps: all have read what is now written over
+        if NEED_FUSE:
+            tl.store(axis_ptr + g_offsets, mixed.to(dtype), mask=mask)
+        if ALONG_H:
+            if NEED_X:
+                tl.store(identity_ptr + g_offsets, dx.to(dtype), mask=mask)
+        else:
+            if NEED_X:
+                tl.store(dx_ptr + x_offsets, dx.to(dtype), mask=mask)
+            if NEED_FUSE:
+                tl.store(identity_ptr + g_offsets, x, mask=mask)
+                PAD: tl.constexpr = COLUMNS - 3 * CHANNELS
+                ones = (i < SIZE)[:, None] & ((line < lines) & (c < PAD))[None, :]
+                tl.store(g_ptr + 3 * CHANNELS + g_offsets, 1.0, mask=ones)
+
+    if partial_ptr is not None:
+        tl.store(gram_ptr, gram, mask=inside)
+        tl.store(total_ptr, total, mask=i < SIZE)
+
+
+class AxisRow(NamedTuple):
+    """A row of ``AXIS_TABLE``: what it is for, then the tile."""
+
+    archs: tuple[int, ...] | None  # ten times the compute capability; None: every chip
+    itemsize: int  # of the type, in bytes
+    positions: int
+    elements: int  # of a tile
+    num_warps: int
+    programs: int  # at most: a constant, so that the order of sums does not depend on the chip
+    registers: int | None = None  # of a thread, at most
+
+
+# The first row that applies is taken; without any, the axis is left to PyTorch's products. Small
+# tiles, of which 3 to 6 programs run on an SM at a time: what hides the latency of loads here.
+AXIS_TABLE = (
+    # chips      bytes positions elements warps programs registers
+    AxisRow((90, 100), 2, 64, 4096, 4, 396, 168),
+    AxisRow((90, 100), 2, 128, 4096, 8, 264),
+    AxisRow(None, 2, 16, 2048, 2, 792),
+    AxisRow(None, 2, 32, 2048, 2, 660),
+    AxisRow(None, 2, 64, 2048, 4, 528),
+    AxisRow(None, 2, 128, 2048, 8, 264),
+    AxisRow(None, 4, 16, 1024, 2, 792),
+    AxisRow(None, 4, 32, 1024, 2, 660),
+    AxisRow(None, 4, 64, 1024, 8, 264),
+    AxisRow(None, 8, 16, 512, 2, 792),
+    AxisRow(None, 8, 32, 512, 2, 660),
+    AxisRow(None, 8, 64, 1024, 8, 264),
+)
+
+
+class AxisTile(NamedTuple):
+    """The part of a row that is for one number of channels."""
+
+    positions: int
+    lines: int
+    block_c: int
+    num_warps: int
+    programs: int
+    registers: int | None
+
+    def tiles(self, lines: int, channels: int) -> int:
+        """Of a launch."""
+        return triton.cdiv(lines, self.lines) * triton.cdiv(channels, self.block_c)
+
+
+@functools.cache
+def axis_tile(size: int, channels: int, dtype: torch.dtype, arch: int) -> AxisTile | None:
+    """The tile for an axis of this size, or None where there is none.
+
+    Its lines have 32 to 128 contiguous bytes, and no channel more than there are, if possible.
+    """
+    positions = max(16, triton.next_power_of_2(size))
+    for row in AXIS_TABLE:
+        if (row.itemsize, row.positions) == (dtype.itemsize, positions) and (
+            row.archs is None or arch in row.archs
+        ):
+            columns = max(16, row.elements // positions)
+            block_c = max(16, min(64, channels & -channels, columns))
+            return AxisTile(positions, columns // block_c, block_c, *row[4:])
+    return None
+
+
+class Axis(NamedTuple):
+    """What the launches along one axis of a batch have in common."""
+
+    size: tuple[int, int, int]  # C, H, W
+    columns: int
+    along_h: bool
+    need_x: bool
+    need_proj: bool
+    need_fuse: bool
+    tile: AxisTile | None
+    programs: int
+    precision: str
+
+    @property
+    def partial(self) -> tuple[int, int]:
+        """Shape of the partial results."""
+        size = self.size[1 if self.along_h else 2]
+        return self.programs if self.need_proj else 0, size * (size + 1)
+
+
+@functools.lru_cache(PLANS)
+def axis_grad_plan(axis: Axis, pixels: int, first: bool, proj_strides: tuple[int, ...]) -> Plan:
+    """The plan of ``axis_grad_kernel`` for a chunk of the batch, the first or a later one."""
+    channels, height, width = axis.size
+    tile = axis.tile
+    return Plan(
+        axis_grad_kernel,
+        axis.programs,
+        (pixels // (height if axis.along_h else width), axis.programs, int(first), *proj_strides),
+        {
+            "CHANNELS": channels,
+            "COLUMNS": axis.columns,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "ALONG_H": axis.along_h,
+            "NEED_X": axis.need_x,
+            "NEED_FUSE": axis.need_fuse,
+            "POSITIONS": tile.positions,
+            "LINES": tile.lines,
+            "BLOCK_C": tile.block_c,
+            "PRECISION": axis.precision,
+        },
+        tile.num_warps,
+        1,
+        tile.registers,
+    )
