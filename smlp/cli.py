@@ -77,6 +77,7 @@ def _add_ablations(subparsers: Subparsers) -> None:
 
 def _ablations(arguments: argparse.Namespace) -> None:
     options = {key: value for key, value in vars(arguments).items() if key not in ("run", "seeds")}
+    train_cli.show_log()
     print(run_ablations(TrainConfig(**(DEFAULTS | options)), arguments.seeds))
 
 

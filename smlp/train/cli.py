@@ -26,7 +26,12 @@ saves and ends.
 
 # What torch says to every user of these networks although nothing is wrong: layers end in a
 # rearranged view, which nothing writes to; a depthwise filter's axis of length 1 has any stride.
-_HARMLESS = ("FSDP2-wrapped module", "Grad strides do not match bucket view strides")
+# The last is for us: what is to take its place is not in every torch that is supported.
+_HARMLESS = (
+    "FSDP2-wrapped module",
+    "Grad strides do not match bucket view strides",
+    "`broadcast_buffers` is deprecated",
+)
 _TYPES = {"patch_size": int, "d_model": int, "init": str}  # of options without a default
 
 
@@ -74,10 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     from smlp.train.loop import train
     from smlp.train.state import options_of
 
-    for message in _HARMLESS:
-        warnings.filterwarnings("ignore", message=message, category=UserWarning)
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    show_log()
     names = {option.name for option in fields(TrainConfig)}
     options = {name: value for name, value in vars(arguments).items() if name in names}
     if options.get("resume"):
@@ -85,6 +87,14 @@ def run(arguments: argparse.Namespace) -> None:
     summary = train(TrainConfig(**options))
     if summary.is_main:
         print(summary)
+
+
+def show_log() -> None:
+    """Show on standard error what training says, once for all processes, and no harmless noise."""
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
 
 
 def guarded(

@@ -49,6 +49,12 @@ class Table:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
 
 
+def written(folder: Path) -> list[str]:
+    """Return which of ``FILES`` in ``folder`` have rows."""
+    paths = [folder / name for name in FILES if (folder / name).exists()]
+    return [path.name for path in paths if len(path.read_text().splitlines()) > 1]
+
+
 def _step(row: dict[str, Any]) -> float:
     try:
         return int(row["step"])

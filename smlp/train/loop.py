@@ -97,9 +97,10 @@ def describe(run: Run, source: Source, config: TrainConfig, world: World) -> str
         device += f" ({torch.cuda.get_device_name(world.device)})"
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     shape = " x ".join(map(str, (source.in_channels, *source.image_size)))
+    processes = f", {world.size} processes" if world.size > 1 else ""
     begun = f"; going on from step {run.step}" if run.step else ""
     return (
-        f"{config.model} with {parameters:,} parameters on {device}, {world.size} process(es); "
+        f"{config.model} with {parameters:,} parameters on {device}{processes}; "
         f"{config.data}: {len(source.train_labels):,} training and {len(source.test_labels):,} "
         f"held-out images of {shape}, {len(source.classes)} classes{begun}"
     )

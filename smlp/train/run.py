@@ -153,8 +153,8 @@ def _check_batch_norm(network: PyramidNetwork, config: TrainConfig, world: World
         raise ValueError(
             "batch_size: expected at least 2 images per process and part of a step, since the last "
             "feature maps are 1 x 1 and BatchNorm needs two values, "
-            f"got {config.batch_size} for {world.size} process(es) and {config.accumulate} part(s)"
-            "; --freeze-bn does with one"
+            f"got {config.batch_size} (processes: {world.size}, parts: {config.accumulate}); "
+            "--freeze-bn does with one"
         )
 
 

@@ -10,7 +10,7 @@ from smlp.train import checkpoint, parallel
 from smlp.train.config import TrainConfig
 from smlp.train.evaluate import Result
 from smlp.train.loaders import Source, counts
-from smlp.train.logs import FILES
+from smlp.train.logs import FILES, written
 from smlp.train.models import MODEL
 from smlp.train.parallel import World
 from smlp.train.run import REMEDIES, Run
@@ -39,7 +39,7 @@ def last_checkpoint(out: Path, config: TrainConfig) -> dict[str, Any] | None:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {config.out!r}")
-    present = [name for name in (LAST, MODEL, *FILES) if (out / name).exists()]
+    present = [name for name in (LAST, MODEL) if (out / name).exists()] + written(out)
     if config.overwrite or not present:
         return None
     if not config.resume:

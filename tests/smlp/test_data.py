@@ -93,6 +93,8 @@ def test_the_split_is_the_same_each_time_and_another_with_another_seed() -> None
 def test_an_impossible_split_is_refused(held_out: int) -> None:
     with pytest.raises(ValueError, match="held_out: expected"):
         data.digits(held_out=held_out)
+    with pytest.raises(ValueError, match=r"split_seed: expected 0 to 2\*\*32 - 1, got 4294967296"):
+        data.digits(split_seed=2**32)
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,5 @@ def test_hidden_files_and_those_of_other_kinds_are_no_images(tmp_path: Path) -> 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert image_files(tmp_path) == [tmp_path / "a.png", tmp_path / "b" / "2.JPG"]
+    with pytest.raises(OSError, match=r"No such file or directory: .*none"):
+        image_files(tmp_path / "none")

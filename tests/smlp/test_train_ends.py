@@ -202,6 +202,20 @@ def test_a_finished_run_is_replaced_only_when_asked(
     assert len(losses(tmp_path)) == 10
 
 
+def test_a_run_that_failed_before_its_first_step_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", *TINY.split(), "--out", str(tmp_path)]
+
+    def fail(run: Any) -> None:
+        raise ValueError("image: expected an image file")
+
+    at_step(monkeypatch, 1, fail)
+    assert main(command) == 2
+    monkeypatch.undo()
+    assert main(command) == 0
+
+
 def test_a_run_without_a_checkpoint_yet_starts_again(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,epoch,lr,loss\n1,0,0.1,2.5\n")
     train(replace(SMALL, out=str(tmp_path), epochs=1, resume=True))
@@ -260,12 +274,18 @@ def test_equal_accuracies_are_told_apart_by_their_losses() -> None:
     assert min(results, key=Result.rank).loss == 0.4
 
 
+def test_the_largest_seed_trains(tmp_path: Path) -> None:
+    # no number that is derived from it may be out of range
+    config = replace(SMALL, out=str(tmp_path), epochs=2, batch_size=1437, seed=2**64 - 1)
+    assert train(config).steps == 2
+
+
 def test_one_line_says_what_trains_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "smlp")
     train(replace(SMALL, out=str(tmp_path), epochs=1))
     count = sum(p.numel() for p in load_network(tmp_path / "model.pt").network.parameters())
     assert caplog.messages[0] == (
-        f"smlpnet_small with {count:,} parameters on cpu, 1 process(es); digits: 1,437 training "
+        f"smlpnet_small with {count:,} parameters on cpu; digits: 1,437 training "
         "and 360 held-out images of 1 x 8 x 8, 10 classes"
     )
     assert [message.partition(":")[0] for message in caplog.messages[1:]] == ["epoch 1 of 1"]
