@@ -12,14 +12,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from smlp.block import AxisMixing
 from smlp.smlpnet import SMLPNet, smlpnet_tiny
 
 
-class _Ablated(nn.Module):
+class _Ablated(AxisMixing):
     """What the changed blocks share: the two projections of :class:`smlp.SMLPBlock`, as modules."""
 
     def __init__(self, height: int, width: int, channels: int, branches: int) -> None:
-        super().__init__()
+        super().__init__(height, width)
         self.proj_h = nn.Linear(height, height)
         self.proj_w = nn.Linear(width, width)
         self.fuse = nn.Conv2d(branches * channels, channels, kernel_size=1, bias=False)

@@ -7,9 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from smlp.functional import mix_and_fuse
+from smlp.sizes import positive_int
 
 
-class SMLPBlock(nn.Module):
+class AxisMixing(nn.Module):
+    """Base of the blocks that mix pixels by linear layers along an axis, which fix its length.
+
+    A subclass has one or both of them, called ``proj_h`` and ``proj_w``, of sizes H and W.
+
+    Args:
+        height: H, the number of rows of the input.
+        width: W, the number of columns of the input.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+
+class SMLPBlock(AxisMixing):
     """Sparse-MLP token mixing: project along H, project along W, keep the identity, fuse by 1x1.
 
     Section 3.2 of "Sparse MLP for Image Recognition: Is Self-Attention Really Necessary?"
@@ -46,13 +62,9 @@ class SMLPBlock(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("height", height), ("width", width), ("channels", channels)):
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name}: expected an integer, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
-        self.height, self.width, self.channels = height, width, channels
+        height, width = positive_int("height", height), positive_int("width", width)
+        super().__init__(height, width)
+        channels = self.channels = positive_int("channels", channels)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.proj_h = nn.Linear(height, height, **factory)
         self.proj_w = nn.Linear(width, width, **factory)

@@ -2,27 +2,31 @@
 
 import copy
 import math
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from smlp.block import SMLPBlock, computes_only
+from smlp.block import AxisMixing, computes_only
 from smlp.network import PyramidNetwork
 from smlp.sizes import Size, as_pair, positive_int, stage_sizes
 
 Network = TypeVar("Network", bound=PyramidNetwork)
+Block = TypeVar("Block", bound=AxisMixing)
 
 
 def resize(network: Network, image_size: Size) -> Network:
     """Return a copy of a network that takes images of another size.
 
     Every block is resized as :func:`resize_block` does; everything else depends on no size and is
-    copied. The copy can be used as it is on images scaled to the new size, and fine-tuned.
+    copied. The copy can be used as it is on images scaled to the new size, and fine-tuned. What two
+    blocks share, they share in the copy.
 
     Args:
-        network: a :class:`SparseMLP` or an :class:`SMLPNet`, with whichever blocks in it; left as
-            it is.
+        network: a :class:`SparseMLP` or an :class:`SMLPNet`, with the blocks of this package in it,
+            those of :mod:`smlp.ablations` included; left as it is.
         image_size: height and width of the new images, or one number for both.
 
     Returns:
@@ -33,7 +37,9 @@ def resize(network: Network, image_size: Size) -> Network:
             parametrizations (merge or remove them first), or the size is no integer or pair of
             them.
         ValueError: if the size does not divide as the network needs, or the network has a block of
-            a size that none of its stages has.
+            a size that none of its stages has, weights that two axes share and that would come to
+            have two sizes, or a part with a size in something else than projections (what
+            ``fuse_model(fold=True)`` folded, say), which would not run.
     """
     if not isinstance(network, PyramidNetwork):
         raise TypeError(
@@ -42,24 +48,26 @@ def resize(network: Network, image_size: Size) -> Network:
         )
     new_sizes = stage_sizes(image_size, network.patch_size, len(network.depth))
     target = dict(zip(network.sizes, new_sizes, strict=True))
-    for name, block in network.named_modules():
-        if not isinstance(block, SMLPBlock):
-            continue
+    for name, block in _blocks(network):
         if (block.height, block.width) not in target:
             raise ValueError(
                 f"network: expected blocks of the stages' sizes {network.sizes}, "
                 f"got {block.height} x {block.width} in {name}"
             )
-        _require_plain_projections(block, "network", f"{name}.")
+    sizes = _projection_sizes(network, target, "network")
     resized = copy.deepcopy(network)
     resized.image_size = as_pair("image_size", image_size)
-    for module in resized.modules():
-        if isinstance(module, SMLPBlock):
-            _resize_in_place(module, *target[module.height, module.width])
+    _resize_in_place(resized, sizes, target)
+    failure = _failure(resized)
+    if failure and not _failure(network):
+        raise ValueError(
+            "network: expected one whose size lies in projections alone, got a part that does not "
+            f"run at {resized.image_size}: {failure}"
+        )
     return resized
 
 
-def resize_block(block: SMLPBlock, height: int, width: int) -> SMLPBlock:
+def resize_block(block: Block, height: int, width: int) -> Block:
     """Return a copy of a block for feature maps of another height and width.
 
     A projection is taken to act on the cosine modes of an axis (the DCT-II, whose modes are the
@@ -77,7 +85,8 @@ def resize_block(block: SMLPBlock, height: int, width: int) -> SMLPBlock:
     * enlarging and going back gives the block back, and the norm of P is kept.
 
     Args:
-        block: the block, of whichever subclass; left as it is.
+        block: an :class:`SMLPBlock`, of whichever subclass, or a block of :mod:`smlp.ablations`;
+            left as it is.
         height: H of the new feature maps.
         width: W of the new feature maps.
 
@@ -85,54 +94,112 @@ def resize_block(block: SMLPBlock, height: int, width: int) -> SMLPBlock:
         The copy, with the parameters' dtypes and devices.
 
     Raises:
-        TypeError: if ``block`` is no :class:`SMLPBlock`, a projection has adapters, hooks or
+        TypeError: if ``block`` is no such block, a projection has adapters, hooks or
             parametrizations (merge or remove them first), or a size is no integer.
-        ValueError: if a size is smaller than 1.
+        ValueError: if a size is smaller than 1, or two axes share weights and get two sizes.
     """
-    if not isinstance(block, SMLPBlock):
+    if not isinstance(block, AxisMixing):
         raise TypeError(f"block: expected an SMLPBlock, got {type(block).__name__}")
     positive_int("height", height)
     positive_int("width", width)
-    _require_plain_projections(block, "block", "")
+    target = {(block.height, block.width): (height, width)}
+    sizes = _projection_sizes(block, target, "block")
     resized = copy.deepcopy(block)
-    _resize_in_place(resized, height, width)
+    _resize_in_place(resized, sizes, target)
     return resized
 
 
-def _require_plain_projections(block: SMLPBlock, argument: str, prefix: str) -> None:
-    """Raise a TypeError where a new projection would lose what a module does beside its weight."""
-    for name in ("proj_h", "proj_w"):
-        module = block.get_submodule(name)
-        if type(module) is not nn.Linear or not computes_only(module, nn.Linear):
-            raise TypeError(
-                f"{argument}: expected projections without adapters, hooks and parametrizations "
-                f"(merge or remove them first), got some on {prefix}{name}, a "
-                f"{type(module).__name__}"
-            )
+def _blocks(model: nn.Module) -> Iterator[tuple[str, AxisMixing]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, AxisMixing))
 
 
-def _resize_in_place(block: SMLPBlock, height: int, width: int) -> None:
-    block.proj_h = _resized(block.proj_h, height)
-    block.proj_w = _resized(block.proj_w, width)
-    block.height, block.width = height, width
+def _projection_sizes(
+    model: nn.Module, target: Mapping[tuple[int, int], tuple[int, int]], argument: str
+) -> dict[str, int]:
+    """Return the new size of every projection by its name, or raise where it cannot have one."""
+    sizes: dict[str, int] = {}
+    by_weight: dict[int, tuple[str, int]] = {}
+    for path, block in _blocks(model):
+        for child, size in zip(
+            ("proj_h", "proj_w"), target[block.height, block.width], strict=True
+        ):
+            if child not in block._modules:  # an ablation
+                continue
+            name, module = f"{path}.{child}" if path else child, block.get_submodule(child)
+            if type(module) is not nn.Linear or not computes_only(module, nn.Linear):
+                raise TypeError(
+                    f"{argument}: expected projections without adapters, hooks and "
+                    f"parametrizations (merge or remove them first), got some on {name}, a "
+                    f"{type(module).__name__}"
+                )
+            sizes[name] = size
+            for weight in module.parameters():
+                other, its_size = by_weight.setdefault(id(weight), (name, size))
+                if its_size != size:
+                    raise ValueError(
+                        f"{argument}: expected projections that share weights to keep one size, "
+                        f"got {its_size} for {other} and {size} for {name}"
+                    )
+    for path, module in model.named_modules():
+        for entry, weight in module.named_parameters(recurse=False):
+            name = f"{path}.{entry}" if path else entry
+            if id(weight) in by_weight and path not in sizes:
+                raise ValueError(
+                    f"{argument}: expected weights of projections that only projections share, "
+                    f"got one that is {name} too"
+                )
+    return sizes
 
 
-def _resized(projection: nn.Linear, size: int) -> nn.Linear:
-    """Return an ``[size, size]`` projection that acts on the shared modes as the given one."""
-    old = projection.in_features
-    if size == old:
-        return projection
-    weight, bias = projection.weight, projection.bias
+def _resize_in_place(
+    model: nn.Module,
+    sizes: Mapping[str, int],
+    target: Mapping[tuple[int, int], tuple[int, int]],
+) -> None:
+    """Give every projection its new size, and every block that it has it."""
+    done: dict[int, nn.Parameter] = {}
+    for name, size in sizes.items():
+        projection = cast(nn.Linear, model.get_submodule(name))
+        for entry, weight in list(projection.named_parameters()):
+            if id(weight) not in done:
+                new = _resized(weight, size)
+                done |= {id(weight): new, id(new): new}
+            projection.register_parameter(entry, done[id(weight)])
+        projection.in_features = projection.out_features = size
+    for _, block in list(_blocks(model)):
+        block.height, block.width = target[block.height, block.width]
+
+
+def _resized(weight: nn.Parameter, size: int) -> nn.Parameter:
+    """Return ``[size, size]`` or ``[size]`` that acts on the shared modes as the given one does."""
+    old = weight.shape[0]
+    if old == size:
+        return weight
     modes = _mode_map(old, size).to(weight.device)  # [size, old]
-    factory: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-    new = nn.utils.skip_init(nn.Linear, size, size, bias=bias is not None, **factory)
-    with torch.no_grad():
-        new.weight.copy_(modes @ weight.double() @ modes.T)
-        if bias is not None:
-            new.bias.copy_(math.sqrt(size / old) * (modes @ bias.double()))
-            new.bias.requires_grad_(bias.requires_grad)
-    new.weight.requires_grad_(weight.requires_grad)
-    return new.train(projection.training)
+    exact = weight.detach().double()
+    exact = math.sqrt(size / old) * (modes @ exact) if exact.dim() == 1 else modes @ exact @ modes.T
+    return nn.Parameter(exact.to(weight.dtype), requires_grad=weight.requires_grad)
+
+
+def _failure(network: PyramidNetwork) -> str:
+    """Say which part does not run, and why; empty if all do. Nothing is computed."""
+    fake = FakeTensorMode()
+    with FakeCopyMode(fake):
+        network = copy.deepcopy(network)  # without values
+    running: list[str] = []
+    for name, module in network.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        module.register_forward_hook(lambda *_: running.pop() and None)
+    first = next(p for p in network.parameters() if p.is_floating_point())
+    try:
+        with torch.no_grad(), fake:
+            shape = 2, network.in_channels, *network.image_size
+            network(torch.empty(shape, dtype=first.dtype, device=first.device))
+    except Exception as error:  # of whatever a part raises
+        name = running[-1] if running else ""
+        kind = type(network.get_submodule(name)).__name__
+        return f"{name or 'the network'}, a {kind}: {error}"
+    return ""
 
 
 def _mode_map(old: int, new: int) -> Tensor:

@@ -1,6 +1,8 @@
 """Image and stage sizes: turning what a user passes into (height, width), with errors that help."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,17 +12,33 @@ Size = int | Sequence[int]
 
 
 def positive_int(name: str, value: object) -> int:
-    """Return ``value``, which has to be an integer of at least 1.
+    """Return ``value``, which has to be an integer of at least 1, NumPy's included.
 
     Raises:
         TypeError: if it is no integer.
         ValueError: if it is smaller than 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = _integer(value)
+    if number is None:
         raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def _integer(value: object) -> int | None:
+    """``value`` if it is an integer, of Python or NumPy, else None."""
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # NumPy's arrays and booleans
+        return None
+
+
+def _is_sequence(values: object) -> bool:
+    """Whether it is a tuple, a list or the like, as of NumPy or of a configuration file."""
+    return hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping, Set, Tensor))
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
@@ -30,11 +48,12 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
         TypeError: if it is no tuple or list of integers.
         ValueError: if it is empty or an entry is smaller than 1.
     """
-    if not isinstance(values, (tuple, list)):
+    if not _is_sequence(values):
         raise TypeError(f"{name}: expected a tuple or list of integers, got {values!r}")
-    if not values:
+    entries = tuple(cast(Iterable[object], values))
+    if not entries:
         raise ValueError(f"{name}: expected at least one entry, got {values!r}")
-    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+    return tuple(positive_int(f"{name}[{i}]", value) for i, value in enumerate(entries))
 
 
 def as_pair(name: str, value: Size) -> tuple[int, int]:
@@ -44,13 +63,13 @@ def as_pair(name: str, value: Size) -> tuple[int, int]:
         TypeError: if it is neither an integer nor a tuple or list of integers.
         ValueError: if it does not have two entries, or one is smaller than 1.
     """
-    if not isinstance(value, (tuple, list)):
+    if _integer(value) is not None or not _is_sequence(value):
         side = positive_int(name, value)
         return side, side
-    if len(value) != 2:
+    sides = positive_ints(name, value)
+    if len(sides) != 2:
         raise ValueError(f"{name}: expected one integer or (height, width), got {value!r}")
-    height, width = positive_ints(name, value)
-    return height, width
+    return sides[0], sides[1]
 
 
 def rate(name: str, value: float) -> float:

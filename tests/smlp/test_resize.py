@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smlp import SMLPBlock, SMLPNet, SparseMLP, resize, resize_block
+from smlp.ablations import ABLATIONS, ablate
+from smlp.block import AxisMixing
 
 CLOSE = dict(rtol=1e-10, atol=1e-10)
 SIZES = [((6, 5), (9, 11)), ((7, 7), (8, 8)), ((6, 8), (12, 8)), ((1, 3), (2, 4))]
@@ -171,6 +173,113 @@ def test_networks(network: type[SparseMLP] | type[SMLPNet], size: int | list[int
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     same = resize(model, (16, 24))
     assert all(torch.equal(value, before[name]) for name, value in same.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations(name: str) -> None:
+    torch.manual_seed(0)
+    shape = dict(in_channels=2, num_classes=3, d_model=4, depth=(1, 2), patch_size=2)
+    model = ablate(name, SMLPNet, image_size=(16, 24), **shape).double().eval()
+    built = ablate(name, SMLPNet, image_size=(32, 24), **shape).double().eval()
+    state = dict(model.state_dict())
+    for path, block in model.named_modules():
+        if isinstance(block, AxisMixing):
+            target = built.get_submodule(path)
+            one = resize_block(block, target.height, target.width)
+            state |= {f"{path}.{key}": value for key, value in one.state_dict().items()}
+    built.load_state_dict(state)
+    x = torch.randn(2, 2, 32, 24, dtype=torch.float64)
+    torch.testing.assert_close(resize(model, (32, 24))(x), built(x), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["height_only", "width_only", "no_identity", "sum", "sequential"])
+def test_ablated_blocks_commute_with_interpolation(name: str) -> None:
+    net = ablate(name, SMLPNet, image_size=(12, 10), patch_size=2, d_model=3, depth=(1,)).double()
+    block = net.stages[0][1].mix.block
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    got = resize_block(block, 9, 11)(interpolate(x, 9, 11))
+    torch.testing.assert_close(got, interpolate(block(x), 9, 11), **CLOSE)
+
+
+def test_what_is_shared_stays_shared() -> None:
+    """A block in two layers, a projection in two blocks, and one weight in two projections."""
+    torch.manual_seed(0)
+    model = SparseMLP(16, 2, 1, 2, 4, (1, 4)).double().eval()
+    steps = [layer[1] for layer in model.layers[1].model]
+    steps[1].fn = steps[0].fn
+    steps[2].fn[0].proj_w = steps[0].fn[0].proj_h
+    steps[3].fn[0].proj_h.weight = steps[0].fn[0].proj_w.weight
+    alone = resize_block(steps[3].fn[0], 8, 8)
+    resized = resize(model, 32)
+    blocks = [layer[1].fn[0] for layer in resized.layers[1].model]
+    assert blocks[1] is blocks[0] and blocks[2].proj_w is blocks[0].proj_h
+    assert blocks[3].proj_h.weight is blocks[0].proj_w.weight
+    assert len(list(resized.parameters())) == len(list(model.parameters()))
+    for one, other in zip(blocks[3].parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert resized(torch.zeros(1, 1, 32, 32).double()).shape == (1, 2)
+
+
+def test_shared_weights_cannot_have_two_sizes() -> None:
+    model = SparseMLP(16, 2, 1, 2, 4, (1, 1))
+    block = model.layers[1].model[0][1].fn[0]
+    block.proj_w = block.proj_h
+    assert resize(model, 32).layers[1].model[0][1].fn[0].proj_w.in_features == 8
+    message = r"share weights to keep one size, got 8 for .*fn\.0\.proj_h and 4 for .*fn\.0\.proj_w"
+    with pytest.raises(ValueError, match=message):
+        resize(model, (32, 16))
+    with pytest.raises(ValueError, match="got 8 for proj_h and 4 for proj_w"):
+        resize_block(block, 8, 4)
+    other = SparseMLP(16, 2, 1, 2, 4, (1, 1))
+    other.more = nn.Linear(4, 4)
+    other.more.weight = other.layers[1].model[0][1].fn[0].proj_h.weight
+    with pytest.raises(
+        ValueError, match=r"only projections share, got one that is more\.weight too"
+    ):
+        resize(other, 32)
+
+
+class Positions(nn.Module):
+    """A block of a user's own, whose size lies elsewhere."""
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, height, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+def test_parts_of_a_size_in_something_else_are_refused() -> None:
+    model = SMLPNet(16, 2, 1, 3, 4, (1, 1), block=Positions)
+    before = copy.deepcopy(model.state_dict())
+    message = r"does not run at \(32, 32\): stages\.0\.1\.mix\.block, a Positions: "
+    with pytest.raises(ValueError, match=f"network: expected one whose size .* {message}"):
+        resize(model, 32)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    resize(model, 16)
+
+
+@pytest.mark.parametrize("build", [SparseMLP, SMLPNet])
+def test_folded_networks(build: type[SparseMLP] | type[SMLPNet]) -> None:
+    kernels = pytest.importorskip("smlp_kernels")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build(image_size=16, patch_size=2, num_classes=3, d_model=4, depth=(1, 1)).to(device)
+    kernels.fuse_model(model.eval(), fold=True)
+    if build is SMLPNet:  # what is folded there has no size
+        x = torch.randn(1, 3, 32, 32, device=device)
+        assert resize(model, 32)(x).shape == (1, 3)
+    else:
+        with pytest.raises(ValueError, match=r"layers\.0\.model\.0\.0, a FoldedDepthwise: "):
+            resize(model, 32)
+
+
+def test_networks_that_need_autocast_are_resized() -> None:
+    model = SMLPNet(16, 2, 1, 3, 4, (1, 1)).bfloat16()
+    model.mlp_head.float()  # does not run without autocast, which says nothing of its size
+    with torch.autocast("cpu", torch.bfloat16):
+        assert resize(model, 32)(torch.randn(2, 1, 32, 32)).shape == (2, 3)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_on_real_images() -> None:
