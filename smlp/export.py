@@ -1,12 +1,13 @@
-"""ONNX files of networks, fused or not, that ONNX Runtime runs."""
+"""ONNX files of networks, plain, fused or folded, that ONNX Runtime runs."""
 
 import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from smlp.network import PyramidNetwork
+from smlp.network import PyramidNetwork, unwrapped
 
 OPSET = 18  # what torch's exporter translates to without a conversion afterwards
 
@@ -15,13 +16,16 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
     """Write ``model`` in eval mode as an ONNX file, for any batch size.
 
     ONNX has no operator for the fused block, so the file holds the plain one, of the same results
-    to rounding. ``torch.export`` has one: there a fused model keeps it, and needs nothing of this.
+    to rounding; a folded one is written as it is folded. ``torch.export`` has one: there a fused
+    model keeps it, and needs nothing of this.
 
     Args:
-        model: a network or any module that maps one tensor to one tensor; it is left as it is.
+        model: a network or any module that maps one tensor to one tensor, or to a list of them; it
+            is left as it is. It may be wrapped, as for :func:`smlp.load_checkpoint`.
         images: an example of its input, ``[B, C, H, W]`` with B of at least 2; only B may differ
             later.
-        path: the file to write. Input and output are called ``images`` and ``output``.
+        path: the file to write. Input and output are called ``images`` and ``output``; several
+            outputs ``output_0`` and so on.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -41,11 +45,13 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
             "exporting to ONNX needs onnxscript: pip install onnx onnxscript"
         ) from error
     plain = without_fused_blocks(model).eval()
+    count = len(_outputs(plain, images))
+    names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     program = torch.onnx.export(
         plain,
         (images,),
         input_names=["images"],
-        output_names=["output"],
+        output_names=names,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         opset_version=OPSET,
         dynamo=True,
@@ -57,12 +63,14 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
 
 
 def without_fused_blocks(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` with every fused block replaced by the plain one."""
-    plain = copy.deepcopy(model)
-    if any(type(module).__module__.startswith("smlp_kernels.") for module in plain.modules()):
-        from smlp_kernels import unfuse_model
+    """Return a copy of ``model`` in which every fused or folded block runs on PyTorch.
 
-        unfuse_model(plain)
+    A module that does says so: the attribute ``plain_class`` of its class, not inherited by classes
+    that may do something else, is the class of the same parameters and results without kernels.
+    """
+    plain = copy.deepcopy(unwrapped(model))
+    for module in plain.modules():
+        module.__class__ = vars(type(module)).get("plain_class", type(module))
     return plain
 
 
@@ -85,10 +93,17 @@ def largest_difference(path: str | Path, model: nn.Module, images: Tensor) -> fl
     except ImportError as error:
         raise ImportError("running ONNX needs onnxruntime: pip install onnxruntime") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {"images": images.cpu().numpy()})
+    outputs = map(torch.from_numpy, session.run(None, {"images": images.cpu().numpy()}))
+    expected = [y.cpu() for y in _outputs(without_fused_blocks(model).eval(), images)]
+    difference = max(
+        (one - other).abs().max().item() for one, other in zip(outputs, expected, strict=True)
+    )
+    return difference / (max(y.abs().max().item() for y in expected) or 1.0)
+
+
+def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        expected = without_fused_blocks(model).eval()(images).cpu()
-    return float((torch.from_numpy(output) - expected).abs().max() / expected.abs().max())
+        return tree_leaves(model(images))
 
 
 def example(network: PyramidNetwork, batch: int = 2) -> Tensor:

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smlp import SMLPBlock
+from smlp.functional import smlp
 from smlp_kernels.functional import fused_smlp
 
 
-class FoldedSMLPBlock(nn.Module):
-    """``x + block(norm(x))``, BatchNorm in eval mode, as one kernel launch; nothing to train.
+class PlainFoldedSMLPBlock(nn.Module):
+    """``x + block(norm(x))``, BatchNorm in eval mode, as one block on PyTorch's operators.
 
-    Maps ``[B, C, H, W]`` of the type of its buffers (any floating type under autocast) to the same
-    shape; see :func:`smlp_kernels.fused_smlp` for numerics, errors and what falls back to PyTorch.
+    Maps ``[B, C, H, W]`` of the type of its buffers to the same shape; nothing to train.
 
     Args:
         block: the block, plain or fused.
@@ -60,11 +60,27 @@ class FoldedSMLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, C, H, W]`` of ``[B, C, H, W]``."""
-        return fused_smlp(x, self.weight_h, None, self.weight_w, None, self.weight_fuse, self.bias)
+        fuse = self.weight_fuse[:, :, None, None]
+        y = smlp(x, self.weight_h, None, self.weight_w, None, fuse, None)
+        return y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         channels, height, width = self.bias.shape
         return f"height={height}, width={width}, channels={channels}"
+
+
+class FoldedSMLPBlock(PlainFoldedSMLPBlock):
+    """:class:`PlainFoldedSMLPBlock` as one kernel launch.
+
+    Takes any floating type under autocast; see :func:`smlp_kernels.fused_smlp` for numerics, errors
+    and what falls back to PyTorch.
+    """
+
+    plain_class = PlainFoldedSMLPBlock  # for smlp.export
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C, H, W]`` of ``[B, C, H, W]``."""
+        return fused_smlp(x, self.weight_h, None, self.weight_w, None, self.weight_fuse, self.bias)
 
 
 class FoldedDepthwise(nn.Module):

@@ -16,6 +16,8 @@ class FusedSMLPBlock(SMLPBlock):
     put there: the kernels see weights and biases alone.
     """
 
+    plain_class = SMLPBlock  # for smlp.export
+
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`smlp.SMLPBlock.forward`, with the same errors."""
         if not self.is_determined_by_weights():

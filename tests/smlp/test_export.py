@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from smlp import SMLPBlock, SMLPNet, SparseMLP
+import smlp
+from smlp import FeaturePyramid, SMLPBlock, SMLPNet, SparseMLP
 from smlp.cli import main
 from smlp.export import example, export_onnx, largest_difference, without_fused_blocks
 from smlp.network import PyramidNetwork
@@ -54,15 +56,26 @@ def test_torch_export_keeps_the_fused_operator(network: PyramidNetwork) -> None:
     torch.testing.assert_close(exported, expected, atol=ROUNDING, rtol=1e-5)
 
 
-@pytest.mark.parametrize("blocks", ["plain", "fused"])
+def folded(network: nn.Module) -> nn.Module:
+    model = copy.deepcopy(network).to(DEVICE).eval()
+    pytest.importorskip("smlp_kernels").fuse_model(model, fold=True)
+    return model
+
+
+@pytest.mark.parametrize("blocks", ["plain", "fused", "folded", "wrapped"])
 def test_onnx_runtime_agrees_for_any_batch(
     network: PyramidNetwork, blocks: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript", reason="needs the export extra")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the export extra")
-    model = fused(network) if blocks == "fused" else network
-    export_onnx(model, example(network).to(next(model.parameters()).device), tmp_path / "m.onnx")
-    assert model.training  # it was left as it was
+    change = {"fused": fused, "folded": folded, "wrapped": nn.DataParallel}
+    model = change.get(blocks, lambda model: model)(network)
+    kinds = [type(module) for module in model.modules()]
+    images = example(network).to(next(model.parameters()).device)
+    export_onnx(model, images, tmp_path / "m.onnx")
+    assert model.training == (blocks != "folded")  # it was left as it was
+    assert [type(module) for module in model.modules()] == kinds
+    assert largest_difference(tmp_path / "m.onnx", model, images) < ROUNDING
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     exact = copy.deepcopy(network).double().eval()
     for batch in (1, 3):
@@ -94,6 +107,50 @@ def test_blocks_are_unfused_in_a_copy() -> None:
     assert type(plain[0]) is SMLPBlock
     assert type(model[0]) is not SMLPBlock
     assert torch.equal(plain[0].fuse.weight, model[0].fuse.weight)
+
+
+def test_folded_blocks_run_on_pytorch_in_a_copy(network: PyramidNetwork) -> None:
+    images = example(network)
+    model = folded(network)
+    plain = without_fused_blocks(model)
+    kinds = {type(m).__module__ for m in plain.modules() if hasattr(type(m), "plain_class")}
+    assert not kinds
+    expected = copy.deepcopy(network).double().eval()(images.double())
+    got = plain.double().cpu()(images.double())
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # folded in float32
+    state = zip(plain.state_dict().values(), model.state_dict().values(), strict=True)
+    assert all(torch.equal(one.cpu(), other.cpu().to(one.dtype)) for one, other in state)
+
+
+def test_subclasses_keep_their_own_forward() -> None:
+    kernels = pytest.importorskip("smlp_kernels")
+
+    class Negated(kernels.FusedSMLPBlock):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -super().forward(x)
+
+    assert type(without_fused_blocks(Negated(2, 3, 4))) is Negated
+
+
+def test_backbones_have_several_outputs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the export extra")
+    torch.manual_seed(0)
+    network = SMLPNet(8, 2, 1, 5, d_model=8, depth=(1, 1))
+    images = example(network)
+    backbone = FeaturePyramid(network)
+    export_onnx(backbone, images, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["output_0", "output_1"]
+    assert largest_difference(tmp_path / "m.onnx", backbone, images) < ROUNDING
+
+
+def test_no_package_of_smlp_imports_the_kernels() -> None:
+    """Which need Triton; but for the command that asks for them by ``--fused``."""
+    folder = Path(smlp.__file__).parent
+    code = re.compile(r"^\s*(import|from) smlp_kernels", re.M)
+    found = {p.name for p in folder.glob("*.py") if code.search(p.read_text())}
+    assert not found
 
 
 def test_what_cannot_be_exported_is_refused_by_name(
