@@ -116,8 +116,8 @@ def _conditions(config: TrainConfig, seeds: Sequence[int]) -> str:
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "CPU"
     return (
-        f"Data {config.data}, {config.epochs} epochs, seeds {', '.join(map(str, seeds))}; "
-        f"other than the defaults of `smlp train`: {given}. "
+        f"Data {config.data}, {config.epochs} epochs (accuracy after the {config.keep} one), "
+        f"seeds {', '.join(map(str, seeds))}; other than the defaults of `smlp train`: {given}. "
         f"torch {torch.__version__}, Python {sys.version.split()[0]}, {device}. "
         "So short a training on so few images says nothing about ImageNet."
     )

@@ -32,6 +32,10 @@ _HARMLESS = (
     "Grad strides do not match bucket view strides",
     "`broadcast_buffers` is deprecated",
 )
+_SAID_IN_ONE_LINE = (
+    *(ValueError, TypeError, ImportError, FloatingPointError, MemoryError),
+    torch.OutOfMemoryError,
+)
 _TYPES = {"patch_size": int, "d_model": int, "init": str}  # of options without a default
 
 
@@ -84,7 +88,13 @@ def run(arguments: argparse.Namespace) -> None:
     options = {name: value for name, value in vars(arguments).items() if name in names}
     if options.get("resume"):
         options = options_of(Path(options.get("out", TrainConfig.out))) | options
-    summary = train(TrainConfig(**options))
+    try:
+        summary = train(TrainConfig(**options))
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{str(error).partition('. ')[0]}: a smaller --batch-size, --accumulate, "
+            "--grad-checkpointing or --amp need less"
+        ) from error
     if summary.is_main:
         print(summary)
 
@@ -108,10 +118,8 @@ def guarded(
         except OSError as error:
             about = f"{error.filename}: {error.strerror}" if error.filename else error
             print(f"{command}: {about}", file=sys.stderr)
-        except (ValueError, TypeError, ImportError, FloatingPointError) as error:
+        except _SAID_IN_ONE_LINE as error:
             print(f"{command}: {error}", file=sys.stderr)
-        except torch.OutOfMemoryError as error:
-            print(f"{command}: {str(error).partition('. ')[0]}", file=sys.stderr)
         except KeyboardInterrupt as error:
             print(f"{command}: {str(error) or 'interrupted'}", file=sys.stderr)
             return 130  # as of a process that SIGINT ends

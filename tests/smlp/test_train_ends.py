@@ -133,6 +133,20 @@ def test_a_file_in_the_place_of_the_folder(
     assert (tmp_path / "file").read_text() == "precious"
 
 
+def test_out_of_gpu_memory_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a")
+
+    at_step(monkeypatch, 1, fail)
+    assert main(["train", *TINY.split(), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "smlp train: CUDA out of memory: a smaller --batch-size, --accumulate, "
+        "--grad-checkpointing or --amp need less\n"
+    )
+
+
 def test_a_folder_that_may_not_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,19 @@ def test_float16_stays_near_float32(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "fp32" / "last.pt")["scaler"] == {}
 
 
+def test_what_is_clipped_is_the_gradient_of_the_loss_without_its_scale() -> None:
+    clipped = []
+    for amp in ("none", "fp16"):
+        config = replace(SMALL, model="sparse_mlp", amp=amp, clip_grad=0.1, ema_decay=0.0)
+        source = InMemory(digits(), config, ALONE)
+        run = build(config, source, ALONE)
+        _step(run, *next(source.train_batches(0, 0)), config, ALONE)
+        gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+        clipped.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    assert clipped[0].norm().item() == pytest.approx(0.1, rel=1e-4)
+    assert (clipped[1] - clipped[0]).norm() < 0.02 * clipped[0].norm()
+
+
 def test_gradients_beyond_float16_skip_the_step_and_lower_the_scale() -> None:
     config = replace(SMALL, amp="fp16", ema_decay=0.0)
     source = InMemory(digits(), config, ALONE)
