@@ -1,0 +1,262 @@
+"""Training steps of a block on the executor, beside float64 and PyTorch at the same precision."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from smlp.functional import smlp
+from tests.ptx.chip import Chip
+from tests.ptx.kernels import blocks_on
+from tests.smlp_kernels.oracle import (
+    EPS,
+    NAMES,
+    TF32_EPS,
+    Case,
+    assert_close,
+    formula,
+    in_layout,
+    to_float64,
+)
+
+PRECISIONS = {  # type, precision of float32 products, unit roundoff
+    "bf16": (torch.bfloat16, "ieee", EPS[torch.bfloat16]),
+    "fp16": (torch.float16, "ieee", EPS[torch.float16]),
+    "tf32": (torch.float32, "tf32", TF32_EPS),
+    "fp32": (torch.float32, "ieee", EPS[torch.float32]),
+    "fp64": (torch.float64, "ieee", EPS[torch.float64]),
+}
+# What is seen and is no fault of the kernels.
+NOTICES = [
+    # LLVM moves copies of registers behind the fence; ptxas, which gives out the registers, puts
+    # that right.
+    "register changed without wgmma.fence",
+]
+OF_A_COPY = "wgmma reads an asynchronous copy without fence.proxy.async"
+if tuple(map(int, triton.__version__.split(".")[:3])) < (3, 7, 1):
+    NOTICES.append(OF_A_COPY)  # in every product of Triton (triton-lang/triton#9610, #10537)
+else:
+    # the same in one kernel, where dy is not channels last: that fix does not reach it
+    NOTICES.append(f"proj_grad_kernel: {OF_A_COPY}")
+SHORT = {"channels_last": "NHWC", "contiguous": "NCHW"}
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run."""
+
+    problems: list[str]  # violations and wrong values
+    errors: dict[str, tuple[float, float]]  # relative Frobenius, of the block and of PyTorch
+    launches: int
+
+    @property
+    def worst(self) -> float:
+        """The largest error, in errors of PyTorch where it has any."""
+        return max((fused / plain for fused, plain in self.errors.values() if plain), default=0.0)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block, its input, a chip, and which gradients of it are taken.
+
+    Attributes:
+        arch: ten times the compute capability.
+        precision: of ``PRECISIONS``.
+        size: B, C, H, W.
+        layout: of x, see :func:`placed`.
+        gradient_layout: of the incoming gradient; None: as x.
+        wanted: arguments whose gradients are taken.
+        absent: biases that are None.
+        bias_map: the bias of the fuse is [C, H, W].
+        autocast: tensors are float32, and computed in the type of ``precision`` under autocast.
+        order: 2: also the derivatives of a function of all gradients.
+        early_copies: as in :func:`tests.ptx.launch.launch`.
+    """
+
+    arch: int
+    precision: str
+    size: tuple[int, int, int, int]
+    layout: str = "channels_last"
+    gradient_layout: str | None = None
+    wanted: tuple[str, ...] = NAMES
+    absent: tuple[str, ...] = ()
+    bias_map: bool = False
+    autocast: bool = False
+    order: int = 1
+    early_copies: bool = False
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        words = [f"sm_{self.arch}", self.precision, SHORT.get(self.layout, self.layout), size]
+        if self.gradient_layout:
+            words.append(f"dy {self.gradient_layout}")
+        if self.wanted != NAMES:
+            words.append("d " + ",".join(self.wanted))
+        words += [f"no {name}" for name in self.absent]
+        words += [name for name in ("bias_map", "autocast", "early_copies") if getattr(self, name)]
+        if self.order > 1:
+            words.append("second order")
+        return " ".join(words)
+
+    def run(self, seed: int = 1, change: Callable[[str, str], str] | None = None) -> Outcome:
+        """Execute the step; ``change`` breaks its kernels on purpose."""
+        chip = Chip(self.arch, seed=seed, early_copies=self.early_copies, change=change)
+        dtype, products, eps = PRECISIONS[self.precision]
+        arguments, dy = self.arguments(seed)
+        autocast = torch.autocast("cpu", dtype, enabled=self.autocast)
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = products
+        try:
+            with blocks_on(chip), autocast:
+                from smlp_kernels import fused_smlp
+
+                actual = self.results(fused_smlp, arguments, dy)
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
+        exact = self.results(formula_with_map, to_float64(arguments), dy.double())
+        with autocast:
+            peer = self.results(tf32_formula if products == "tf32" else plain, arguments, dy)
+        problems = [v for v in chip.violations() if not any(n in v for n in NOTICES)]
+        for name, value in actual.items():
+            if count := chip.memory.unwritten(value):
+                problems.append(f"{name}: {count} elements were never written")
+            try:
+                assert_close(
+                    value, exact[name], peer[name], eps=eps, name=name, reduction=self.terms(name)
+                )
+            except AssertionError as error:
+                problems.append(f"wrong value: {error}")
+        if not chip.records and self.size[0]:
+            problems.append("no kernel was launched")
+        errors = {
+            name: (relative(value, exact[name]), relative(peer[name], exact[name]))
+            for name, value in actual.items()
+        }
+        return Outcome(problems, errors, len(chip.records))
+
+    def terms(self, name: str) -> int:
+        """Terms of the longest float32 sum that a result is, one product added at a time."""
+        batch, channels, height, width = self.size
+        own = Case(batch, height, width, channels).reduction(name.removeprefix("second "))
+        return max(3 * channels, own)
+
+    def arguments(self, seed: int) -> tuple[list[Tensor | None], Tensor]:
+        """x and the weights, those wanted as leaves, and the incoming gradient."""
+        batch, channels, height, width = self.size
+        case = Case(batch, height, width, channels)
+        dtype = torch.float32 if self.autocast else PRECISIONS[self.precision][0]
+        given = dict(zip(NAMES, case.arguments(dtype, "contiguous", seed), strict=True))
+        if self.bias_map:
+            given["bias_fuse"] = torch.randn_like(given["x"][0]) if batch else None
+        given["x"] = placed(given["x"], self.layout)
+        for name in self.absent:
+            given[name] = None
+        for name in self.wanted:
+            if given[name] is not None:
+                given[name].requires_grad_()
+        dy = case.arguments(dtype, "contiguous", seed + 1)[0]
+        if self.autocast:
+            dy = dy.to(PRECISIONS[self.precision][0])
+        return list(given.values()), placed(dy, self.gradient_layout or self.layout)
+
+    def results(
+        self, function: Callable[..., Tensor], arguments: list[Tensor | None], dy: Tensor
+    ) -> Results:
+        """The output and the gradients, by the names of the arguments."""
+        y = function(*arguments)
+        leaves = {
+            name: argument
+            for name, argument in zip(NAMES, arguments, strict=True)
+            if argument is not None and argument.requires_grad
+        }
+        if not leaves:
+            return {"output": y}
+        inputs = list(leaves.values())
+        gradients = torch.autograd.grad(y, inputs, dy, create_graph=self.order > 1)
+        found = {"output": y.detach(), **dict(zip(leaves, gradients, strict=True))}
+        if self.order > 1:
+            total = sum(gradient.square().sum() for gradient in gradients)
+            second = torch.autograd.grad(total, inputs, materialize_grads=True)
+            found |= {f"second {name}": g for name, g in zip(leaves, second, strict=True)}
+        return {name: value.detach() for name, value in found.items()}
+
+
+def relative(value: Tensor, exact: Tensor) -> float:
+    """Frobenius norm of the error over that of the exact result."""
+    norm = exact.norm().item()
+    return (value.double() - exact).norm().item() / norm if norm else 0.0
+
+
+def placed(x: Tensor, layout: str) -> Tensor:
+    """The oracle's layouts, and those whose addresses are unusual.
+
+    ``shifted`` starts one element after an aligned address; the columns of ``far`` are so far apart
+    that offsets inside an image need 64 bits (memory between them is never touched).
+    """
+    if layout == "shifted":
+        memory = x.new_full((x.numel() + 1,), torch.nan)[1:]
+        return memory.view(x.shape).copy_(x)
+    if layout == "far":
+        channels, height, width = x.shape[1:]
+        stride = 2**31 // (channels - 1) + 64
+        memory = x.new_empty((channels - 1) * stride + height * width)
+        return memory.as_strided(x.shape, (0, stride, width, 1)).copy_(x)
+    return in_layout(x, layout)
+
+
+def plain(x: Tensor, *weights: Tensor | None) -> Tensor:
+    """``smlp.functional.smlp``, with a bias map as well."""
+    bias = weights[5]
+    if bias is None or bias.dim() == 1:
+        return smlp(x, *weights)
+    y = smlp(x, *weights[:5], None)
+    return y + bias.to(y.dtype)
+
+
+def formula_with_map(x: Tensor, *weights: Tensor | None) -> Tensor:
+    bias = weights[5]
+    if bias is None or bias.dim() == 1:
+        return formula(x, *weights)
+    return formula(x, *weights[:5], None) + bias
+
+
+class _ToTf32(torch.autograd.Function):
+    """Cuts off what a product in TF32 does not read, of values and of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _ToTf32.apply(gradient)
+
+
+class _GradientToTf32(torch.autograd.Function):
+    """The same of gradients alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _ToTf32.apply(gradient)
+
+
+def tf32_formula(x: Tensor, *weights: Tensor | None) -> Tensor:
+    """The formula with all products in TF32, float32 sums."""
+    cut = _ToTf32.apply
+    weight_h, bias_h, weight_w, bias_w, fuse, bias = weights
+    x = cut(x)
+    x_h = torch.einsum("hk,bckw->bchw", cut(weight_h), x)
+    x_w = torch.einsum("wk,bchk->bchw", cut(weight_w), x)
+    x_h = x_h if bias_h is None else x_h + bias_h[:, None]
+    x_w = x_w if bias_w is None else x_w + bias_w
+    branches = torch.cat([cut(x_h), cut(x_w), x], 1)
+    y = _GradientToTf32.apply(torch.einsum("oc,bchw->bohw", cut(fuse.flatten(1)), branches))
+    return y if bias is None else y + bias.reshape(bias.shape[0], *bias.shape[1:] or (1, 1))

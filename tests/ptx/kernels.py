@@ -1,0 +1,60 @@
+"""All that the executor knows about ``smlp_kernels``: how a CPU tensor passes for a CUDA tensor."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from tests.ptx.chip import Chip
+
+
+class _OnGpu:
+    """A tensor's shape, type and device, as ``fallback_reason`` looks at them."""
+
+    is_cuda = True
+
+    def __init__(self, x: Tensor) -> None:
+        self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
+
+
+@contextlib.contextmanager
+def blocks_on(chip: Chip) -> Iterator[None]:
+    """Fused blocks run their kernels on ``chip``, on CPU tensors made anywhere."""
+    import smlp_kernels  # not before TRITON_INTERPRET is unset
+    from smlp_kernels.launch import INTERPRETED
+
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1 is set: nothing is compiled, so there is no PTX")
+    reason = smlp_kernels.fallback_reason
+    changes: dict[str, Callable[..., Any]] = {
+        "arch_of": lambda x: chip.arch,
+        "on_device_of": lambda x: contextlib.nullcontext(),
+        "fallback_reason": lambda x: reason(_OnGpu(x)),  # type: ignore[arg-type]
+    }
+    with contextlib.ExitStack() as stack:
+        for name, replacement in changes.items():
+            stack.enter_context(replaced(name, replacement))
+        stack.enter_context(chip.active())
+        yield
+
+
+@contextlib.contextmanager
+def replaced(name: str, replacement: Any) -> Iterator[None]:
+    """A function of the package, in every module that has it under this name."""
+    owners = [
+        module
+        for path, module in list(sys.modules.items())
+        if path.partition(".")[0] == "smlp_kernels" and name in vars(module)
+    ]
+    if not owners:
+        raise AttributeError(f"smlp_kernels has no {name} any more; tests/ptx/kernels.py wants it")
+    before = {module: vars(module)[name] for module in owners}
+    try:
+        for module in owners:
+            setattr(module, name, replacement)
+        yield
+    finally:
+        for module, value in before.items():
+            setattr(module, name, value)

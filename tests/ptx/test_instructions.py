@@ -1,0 +1,431 @@
+"""Every instruction, lane by lane, against its definition written in Python."""
+
+import random
+import re
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ptx import library
+from tests.ptx.builder import PtxError
+from tests.ptx.snippets import lanes, run
+
+pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+
+# Instructions whose tests are below or in the other files: those that name no type or have effects.
+ELSEWHERE = {
+    "ld.param", "ctaid", "tid", "nctaid", "bra", "ret", "bar.sync", "bar.warp.sync", "ld.global",
+    "st.global", "ld.shared", "st.shared", "ldmatrix", "stmatrix", "cp.async",
+    "cp.async.commit_group", "cp.async.wait_group", "mma.bf16", "mma.f16", "mma.tf32",
+    "mma.bf16.k8", "mma.f16.k8", "mma.f64.884", "mma.f64.16816", "wgmma", "wgmma.fence",
+    "wgmma.commit_group", "wgmma.wait_group", "fence.proxy.async", "blend", "pack16", "unpack16",
+    "pack32", "unpack32", "selp.b32", "selp.b64", "and.pred", "or.pred", "xor.pred", "not.pred",
+    "mov.pred", "bfi.b32", "shfl.sync.idx.b32", "shfl.sync.bfly.b32",
+}  # fmt: skip
+NAMES = sorted(set(library.op_codes()) - ELSEWHERE) if library.missing() is None else []
+EDGES = (0, 1, 2, 15, 16, 31, 32, 33, 63, 64, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+# ---- what an instruction means ----
+
+
+def bits_of(type_: str) -> int:
+    return 16 if type_ in ("bf16", "f16") else int(re.sub(r"\D", "", type_.replace("x2", "")))
+
+
+def signed(value: int, bits: int) -> int:
+    value &= 2**bits - 1
+    return value - 2**bits if value >> (bits - 1) else value
+
+
+def number(value: int, type_: str) -> Any:
+    """The value that these bits have in a type."""
+    if type_ == "bf16":
+        return number(value << 16, "f32")
+    if type_ == "f16":
+        return np.frombuffer(struct.pack("<H", value & 0xFFFF), np.float16)[0].astype(np.float32)
+    if type_ == "f32":
+        return np.frombuffer(struct.pack("<I", value & 0xFFFFFFFF), np.float32)[0]
+    if type_ == "f64":
+        return np.frombuffer(struct.pack("<Q", value & (2**64 - 1)), np.float64)[0]
+    bits = bits_of(type_)
+    return signed(value, bits) if type_.startswith("s") else value & (2**bits - 1)
+
+
+def encoded(value: Any, type_: str) -> int:
+    """The bits that a value has in a type, rounded to the nearest, ties to even."""
+    if type_ in ("bf16", "f16"):
+        dtype = torch.bfloat16 if type_ == "bf16" else torch.float16
+        return torch.tensor(float(value)).to(dtype).view(torch.int16).item() & 0xFFFF
+    if type_ == "f32":
+        return int(np.float32(value).view(np.uint32))
+    if type_ == "f64":
+        return int(np.float64(value).view(np.uint64))
+    return int(value) & (2 ** bits_of(type_) - 1)
+
+
+def divided(a: int, b: int) -> int:
+    """Towards zero."""
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": divided,
+    "rem": lambda a, b: a - divided(a, b) * b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "min": min,
+    "max": max,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "neu": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+}
+
+
+def fused(a: Any, b: Any, c: Any) -> Any:
+    """a b + c with one rounding; values of few bits are exact in float64 for float32."""
+    return float(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))
+
+
+def bit_field(a: int, position: int, length: int, bits: int, is_signed: bool) -> int:
+    position, length = position & 255, length & 255
+    if not length:
+        return 0
+    wide = signed(a, bits) if is_signed else a
+    field = wide >> position
+    length = min(length, bits - position) if is_signed and position < bits else length
+    return signed(field, length) if is_signed else field & (2**length - 1)
+
+
+def permuted(a: int, b: int, selector: int) -> int:
+    source = struct.pack("<II", a, b)
+    result = bytearray()
+    for i in range(4):
+        which = selector >> 4 * i & 15
+        byte = source[which & 7]
+        result.append((255 if byte & 128 else 0) if which & 8 else byte)
+    return int.from_bytes(result, "little")
+
+
+def meaning(name: str, a: int, b: int, c: int) -> int:
+    """Bits of the result of ``name`` for bits of its operands."""
+    head, *middle, type_ = name.split(".")
+    if head == "mov":
+        return encoded(number(a, type_), type_)
+    if "x2" in type_:  # two halves of 32 bits
+        one = name.removesuffix("x2")
+        high = meaning(one, a >> 32, b >> 32, c >> 32)
+        return meaning(one, a, b, c) | high << 32
+    if head == "cvt":
+        return converted(middle[-1], type_, a, b)
+    if head in ("shl", "shr"):
+        bits, by = bits_of(type_), b & 0xFFFFFFFF
+        value = number(a, type_)
+        shifted = value << min(by, 2 * bits) if head == "shl" else value >> min(by, bits)
+        return encoded(shifted, type_)
+    if head == "bfe":
+        return encoded(
+            bit_field(number(a, "u" + type_[1:]), b, c, bits_of(type_), type_[0] == "s"), type_
+        )
+    if head == "prmt":
+        return permuted(number(a, "u32"), number(b, "u32"), number(c, "u32"))
+    if head == "shf":
+        both = number(b, "u32") << 32 | number(a, "u32")
+        by = c & 31
+        return both << by >> 32 & 0xFFFFFFFF if middle[0] == "l" else both >> by & 0xFFFFFFFF
+    x, y, z = (number(v, type_) for v in (a, b, c))
+    if head == "neg":
+        return encoded(-x, type_)
+    if head == "not":
+        return encoded(~x, type_)
+    if head == "abs":
+        return encoded(abs(x), type_)
+    if type_ in ("bf16", "f16"):  # mixed: float32 but for what is multiplied
+        return encoded(
+            fused(x, y, number(c, "f32")) if head == "fma" else x + number(b, "f32"), "f32"
+        )
+    if head == "fma":
+        return encoded(fused(x, y, z), type_)
+    if head == "mad":
+        wide = "wide" in middle
+        to = f"{type_[0]}{2 * bits_of(type_)}" if wide else type_
+        return encoded(x * y + number(c, to), to)
+    if head == "mul" and "hi" in middle:
+        return encoded(x * y >> bits_of(type_), type_)
+    if head == "mul" and "wide" in middle:
+        return encoded(x * y, f"{type_[0]}{2 * bits_of(type_)}")
+    if head == "setp":
+        return int(BINARY[middle[0]](x, y))
+    return encoded(BINARY[head](x, y), type_)
+
+
+def converted(to: str, source: str, a: int, b: int) -> int:
+    if to == "tf32":  # to nearest, ties away from zero: on the magnitude
+        return (a & 0xFFFFFFFF) + 0x1000 & 0xFFFFE000
+    if to.endswith("x2"):
+        return converted(to[:-2], source, a, 0) << 16 | converted(to[:-2], source, b, 0)
+    return encoded(number(a, source), to)
+
+
+# ---- the executor does the same ----
+
+
+def operands_of(name: str, seed: int) -> list[list[int]]:
+    """Three operands for 32 lanes: corners first, then random bits that suit the type."""
+    draw = random.Random(seed)
+    type_ = name.rpartition(".")[2]
+
+    def one(lane: int, operand: int) -> int:
+        if type_[0] in "fb" and type_ not in ("b16", "b32", "b64"):
+            values = [
+                draw.choice((-1, 1)) * draw.randint(0, 4095) * 2.0 ** draw.randint(-8, 3)
+                for _ in range(2)
+            ]
+            if type_ == "f32x2":
+                return encoded(values[0], "f32") | encoded(values[1], "f32") << 32
+            if type_ in ("bf16", "f16"):
+                last = operand == (2 if name.startswith("fma") else 1)
+                return encoded(values[0], "f32" if last and "cvt" not in name else type_)
+            return encoded(values[0], type_)
+        if name.startswith("bfe") and operand:
+            return draw.choice((0, 1, 5, 16, 31, 32, 40, 63, 64))
+        if name.startswith(("shl", "shr", "shf")) and operand == (2 if "shf" in name else 1):
+            return draw.choice((0, 1, 7, 15, 16, 31, 32, 63, 64))
+        bits = 16 if type_ in ("b16", "u16", "s16") else 8 if type_ in ("u8", "s8") else 64
+        value = EDGES[(5 * lane + 3 * operand) % len(EDGES)] if lane < 16 else draw.getrandbits(64)
+        value = -value if bits == 64 and lane % 3 == 2 else value
+        if name.startswith(("div", "rem")) and operand == 1:
+            value = value | 1 if signed(value, bits_of(type_)) != -1 else 3
+        return value & (2**bits - 1)
+
+    return [[one(lane, operand) for lane in range(32)] for operand in range(3)]
+
+
+def width_of_result(name: str) -> int:
+    head, *middle, type_ = name.split(".")
+    if head == "setp":
+        return 1
+    if head == "cvt":
+        to = middle[-1]
+        return 32 if to == "tf32" or "x2" in to else bits_of(to)
+    if type_ in ("bf16", "f16"):
+        return 32
+    return 64 if "x2" in type_ else bits_of(type_) * (2 if "wide" in middle else 1)
+
+
+def operand_bits(name: str) -> list[int]:
+    head, *middle, type_ = name.split(".")
+    bits = 64 if "x2" in type_ else bits_of(type_)
+    count = {
+        "mov": 1,
+        "neg": 1,
+        "not": 1,
+        "abs": 1,
+        "cvt": 1,
+        "fma": 3,
+        "mad": 3,
+        "bfe": 3,
+        "prmt": 3,
+        "shf": 3,
+    }.get(head, 2)
+    if head == "cvt":
+        return [bits] * (2 if "x2" in middle[-1] else 1)
+    if type_ in ("bf16", "f16"):
+        return [16] * (count - 1) + [32]
+    if head in ("shl", "shr"):
+        return [bits, 32]
+    if head == "bfe":
+        return [bits, 32, 32]
+    if head == "mad" and "wide" in middle:
+        return [bits, bits, 2 * bits]
+    return [bits] * count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meaning(name: str) -> None:
+    operands = operands_of(name, seed=len(name))
+    registers = []
+    prepare = ""
+    for index, bits in enumerate(operand_bits(name)):
+        registers.append(f"%rd1{index}" if bits == 64 else f"%r1{index}")
+        if bits <= 16:
+            prepare += f"cvt.u16.u32 %rs1{index}, %r1{index};\n"
+            registers[-1] = f"%rs1{index}"
+    width = width_of_result(name)
+    target = {1: "%p1", 64: "%rd9", 32: "%r9"}.get(width, "%rs9")
+    finish = {1: "selp.b32 %r9, 1, 0, %p1;"}.get(width, "")
+    if width in (8, 16):
+        finish = "cvt.u32.u16 %r9, %rs9;"
+    tensors = [torch.from_numpy(np.array(o, np.uint64).view(np.int64)) for o in operands]
+    body = f"{prepare}{name} {', '.join([target, *registers])};\n{finish}"
+    got = lanes(body, *tensors, bits=64 if width == 64 else 32)
+    mask = 2 ** max(width, 32) - 1
+    for lane, (a, b, c) in enumerate(zip(*operands, strict=True)):
+        want = meaning(name, a, b, c) & mask
+        found = got[lane].item() & mask
+        assert found == want, (
+            f"lane {lane}: {name} of {a:#x}, {b:#x}, {c:#x}: {found:#x}, not {want:#x}"
+        )
+
+
+ARANGE = torch.arange(32)
+
+
+def test_predicates() -> None:
+    body = """
+    setp.lt.u32 %p1, %r1, 20;
+    setp.gt.u32 %p2, %r1, 9;
+    and.pred %p3, %p1, %p2;
+    or.pred %p4, %p1, %p2;
+    xor.pred %p5, %p1, %p2;
+    not.pred %p6, %p1;
+    mov.pred %p7, %p3;
+    selp.b32 %r9, 1, 0, %p3;
+    selp.b32 %r8, 2, 0, %p4;
+    or.b32 %r9, %r9, %r8;
+    selp.b32 %r8, 4, 0, %p5;
+    or.b32 %r9, %r9, %r8;
+    selp.b32 %r8, 8, 0, %p6;
+    or.b32 %r9, %r9, %r8;
+    selp.b64 %rd5, 16, 0, %p7;
+    cvt.u32.u64 %r8, %rd5;
+    or.b32 %r9, %r9, %r8;
+    """
+    a, b = ARANGE < 20, ARANGE > 9
+    want = (a & b) + 2 * (a | b) + 4 * (a ^ b) + 8 * ~a + 16 * (a & b)
+    assert torch.equal(lanes(body), want)
+
+
+def test_guards() -> None:
+    body = """
+    setp.lt.u32 %p1, %r1, 20;
+    mov.b32 %r9, 7;
+    @%p1 add.u32 %r9, %r1, 100;
+    @!%p1 add.u32 %r9, %r9, 1000;
+    """
+    assert torch.equal(lanes(body), torch.where(ARANGE < 20, ARANGE + 100, 1007))
+
+
+def test_guarded_predicate_and_64_bits() -> None:
+    body = """
+    setp.lt.u32 %p1, %r1, 20;
+    setp.lt.u32 %p2, %r1, 40;
+    @%p1 setp.lt.u32 %p2, %r1, 0;
+    mov.b64 %rd9, 5;
+    @%p2 add.u64 %rd9, %rd9, 4294967296;
+    """
+    assert torch.equal(lanes(body, bits=64), torch.where(ARANGE < 20, 5, 2**32 + 5))
+
+
+def test_packing() -> None:
+    body = """
+    mov.b32 {%rs1, %rs2}, %r10;
+    mov.b32 %r9, {%rs2, %rs1};
+    mov.b64 {%r8, %r7}, %rd10;
+    mov.b64 %rd5, {%r9, %r8};
+    mov.b64 %rd9, %rd5;
+    """
+    values = torch.tensor([random.Random(1).getrandbits(62) + i for i in range(32)])
+    low = values & 0xFFFFFFFF
+    swapped = (low >> 16) | (low & 0xFFFF) << 16
+    assert torch.equal(lanes(body, values, bits=64), swapped | low << 32)
+
+
+@pytest.mark.parametrize(
+    ("position", "length"), [(0, 8), (5, 7), (28, 16), (32, 4), (0, 32), (3, 0)]
+)
+def test_bit_field_insert(position: int, length: int) -> None:
+    a, b = torch.tensor([0x5A5A5A5A + i for i in range(32)]), torch.arange(32) * 0x01010101
+    field = (2**length - 1 << position) & 0xFFFFFFFF
+    want = (b & ~field) | ((a << position) & field)
+    got = lanes(f"bfi.b32 %r9, %r10, %r11, {position}, {length};", a, b)
+    assert torch.equal(got & 0xFFFFFFFF, want & 0xFFFFFFFF)
+
+
+def test_shuffles() -> None:
+    assert torch.equal(lanes("shfl.sync.bfly.b32 %r9, %r1, 5, 31, -1;"), ARANGE ^ 5)
+    assert torch.equal(lanes("shfl.sync.idx.b32 %r9, %r1, 3, 31, -1;"), torch.full((32,), 3))
+    # in segments of 8 lanes, and the predicate of a lane that is there
+    in_segments = "shfl.sync.idx.b32 %r9|%p1, %r1, 3, 6175, -1;\n@!%p1 mov.b32 %r9, 99;"
+    assert torch.equal(lanes(in_segments), ARANGE // 8 * 8 + 3)
+
+
+def test_programs_threads_and_parameters() -> None:
+    out = torch.full((4, 64), -1, dtype=torch.int32)
+    body = """
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %nctaid.x;
+    mov.u32 %r4, %ctaid.y;
+    mad.lo.u32 %r5, %r2, 64, %r0;
+    mad.lo.u32 %r6, %r2, 1000, %r0;
+    mad.lo.u32 %r6, %r3, 100000, %r6;
+    add.u32 %r6, %r6, %r4;
+    mov.b64 %rd20, snippet_0;
+    ld.param.b64 %rd21, [%rd20];
+    mad.wide.u32 %rd1, %r5, 4, %rd21;
+    st.global.b32 [%rd1], %r6;
+    """
+    assert not run(body, [], [out], warps=2, programs=4).violations
+    want = 400000 + 1000 * torch.arange(4)[:, None] + torch.arange(64)
+    assert torch.equal(out.long(), want)
+
+
+def test_loops_scopes_and_constants() -> None:
+    body = """
+    mov.b32 %r9, 0;
+    mov.b32 %r2, 0;
+    $loop:
+    { .reg .pred p;
+    .reg .b32 t;
+    add.u32 t, %r2, 2;
+    add.u32 %r9, %r9, t;
+    }
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p1, %r2, 10;
+    @%p1 bra $loop;
+    """
+    body = body.replace("{ .reg .pred p;\n", "{\n.reg .pred p;\n")
+    assert torch.equal(lanes(body), torch.full((32,), 65))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("atom.global.add.u32 %r9, [%rd0], 1;", "no atom.global.add.u32"),
+        ("add.u32 %r9, %r999, 1;", "unknown register %r999"),
+        ("add.u32 %r9, %r1, nothing;", "unknown operand nothing"),
+        ("bar.sync 1;", "only barrier 0"),
+        ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1}, {%r1}, {%r1}, {%r1};", "no mma"),
+        ("ld.local.b32 %r9, [%rd0];", "ld.local"),
+        ("ld.param.b32 %r9, [other];", "unknown parameter other"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_an_error(line: str, message: str) -> None:
+    with pytest.raises(PtxError, match=re.escape(message)):
+        run(line, [], [torch.zeros(1)])
+
+
+def test_arguments_are_those_of_the_kernel() -> None:
+    from tests.ptx.launch import launch
+    from tests.ptx.snippets import HEADER, Given
+
+    text = HEADER.format(params="\n.param .u32 snippet_0", threads=32) + "ret;\n}\n"
+    with pytest.raises(ValueError, match="1 parameters, got 0"):
+        launch(text, (1, 1, 1), [], warps=1, shared=0, memory=Given())
+    with pytest.raises(ValueError, match="4 bytes, got i64"):
+        launch(text, (1, 1, 1), [("i64", 1)], warps=1, shared=0, memory=Given())
+    with pytest.raises(ValueError, match="32 threads compiled, 4 warps launched"):
+        launch(text, (1, 1, 1), [("i32", 1)], warps=4, shared=0, memory=Given())

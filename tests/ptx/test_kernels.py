@@ -1,0 +1,84 @@
+"""The kernels as compiled, executed: values, memory, synchronisation. README.md says what it takes.
+
+They have to be compiled, and this process may be in Triton's interpreter: one run of
+``python -m tests.ptx.full --selection`` executes everything, and each line of it is a test here.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ptx import full, library
+from tests.ptx.blocks import Outcome
+from tests.ptx.cases import STAGES, Task, selection
+
+ROOT = Path(__file__).parents[2]
+TASKS = selection()
+
+pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    log = tmp_path_factory.mktemp("ptx") / "log"
+    hidden = {"TRITON_INTERPRET": None, "CUDA_VISIBLE_DEVICES": ""}  # compiled, and no GPU's
+    environment = {k: v for k, v in (os.environ | hidden).items() if v is not None}
+    command = [sys.executable, "-m", "tests.ptx.full", "--selection", "--log", str(log)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if not log.exists():
+        pytest.fail(f"{' '.join(command)} wrote nothing:\n{result.stdout}\n{result.stderr}")
+    return log.read_text().splitlines()
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_as_compiled(task: Task, lines: list[str]) -> None:
+    places = [
+        i for i, line in enumerate(lines) if line.split(" | ")[1:3] == [task.group, task.name]
+    ]
+    assert len(places) == 1, f"expected one line for {task.name}, got {len(places)}"
+    (place,) = places
+    what = [lines[place]]
+    for line in lines[place + 1 :]:
+        if not line.startswith("  "):
+            break
+        what.append(line)
+    assert lines[place].startswith("ok | "), "\n".join(what)
+
+
+def test_every_chip_type_layout_and_size_is_in_the_selection() -> None:
+    names = [task.name.split() for task in TASKS if task.group == "selection"]
+    found = {tuple(name[:3]) for name in names}
+    chips, layouts = ("sm_80", "sm_90"), ("NHWC", "NCHW")
+    assert found >= set(itertools.product(chips, ("bf16", "tf32"), layouts))
+    assert found >= set(itertools.product(chips, ("fp16", "fp64"), ("NHWC",)))
+    assert found >= set(itertools.product(("sm_90",), ("fp32", "fp64"), layouts))
+    tuned = {name[3] for name in names if name[:3] == ["sm_90", "bf16", "NHWC"]}
+    stages = {"x".join(map(str, size)) for sizes in STAGES.values() for size in sizes}
+    assert len(stages) == 12 and tuned >= stages
+
+
+def test_names_are_unique() -> None:
+    assert len({(task.group, task.name) for task in TASKS}) == len(TASKS)
+
+
+def test_a_log_is_continued(tmp_path: Path) -> None:
+    good, bad = Outcome([], {"x": (1e-3, 2e-3)}, 5), Outcome(["race"], {}, 5)
+    tasks = [Task("bf16", name, lambda: good) for name in ("first", "second")]
+    log = tmp_path / "log"
+    outcomes = zip(tasks, (good, bad), strict=True)
+    log.write_text("# head\n" + "\n".join(full.line_of(t, o, 1.0) for t, o in outcomes) + "\n")
+    assert full.passed(log) == {("bf16", "first")}
+    assert full.passed(tmp_path / "none") == set()
+
+
+def test_an_error_is_a_problem() -> None:
+    def run() -> Outcome:
+        raise ValueError("no such shape")
+
+    outcome, _ = full.run(Task("bf16", "broken", run))
+    assert outcome.problems and "ValueError" in outcome.problems[0]
+    assert full.line_of(Task("bf16", "broken", run), outcome, 1.0).startswith("FAILED | bf16")
