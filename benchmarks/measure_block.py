@@ -25,7 +25,11 @@ def timed(
     layout: str = "channels_last",
     seconds: float = 60.0,
 ) -> Measurement:
-    """GPU time of some providers on one shape, as rows like those of ``pytest benchmarks``."""
+    """GPU time of some providers on one shape, as rows like those of ``pytest benchmarks``.
+
+    Those that do not suit the layout are left out; any other that cannot be timed is a failure.
+    """
+    wanted = [provider for provider in providers.select(list(names)) if provider.suits(layout)]
 
     def run(context: Context) -> dict[str, Any]:
         ceilings = context.measured_ceilings()
@@ -36,7 +40,7 @@ def timed(
         try:
             with bench.active():
                 for pass_ in passes:
-                    usable, reasons = bench.usable(providers.select(list(names)), pass_)
+                    usable, reasons = bench.usable(wanted, pass_)
                     failures.update({f"{who} {pass_}": why for who, why in reasons.items()})
                     measured = bench.gpu_times(usable, pass_)
                     for provider in usable:

@@ -56,11 +56,15 @@ class Provider:
         """Whether it counts among what plain torch offers."""
         return self.name != "fused"
 
+    def suits(self, layout: str) -> bool:
+        """Whether x in ``layout`` can be taken as it is."""
+        return not (layout == "nchw" and self.layout == "channels_last")
+
     def why_not(self, layout: str) -> str | None:
         """The reason why this provider cannot be measured with x in ``layout`` here, or None."""
         if self.gpu_only and not torch.cuda.is_available():
             return f"{self.name} needs an NVIDIA GPU"
-        if layout == "nchw" and self.layout == "channels_last":
+        if not self.suits(layout):
             return f"{self.name} would first have to convert x from nchw"
         if self.name == "fused":
             try:

@@ -9,8 +9,8 @@ import os
 import pytest
 import torch
 
-# cuDNN's default, TF32, is a thousandth off: what is compared with convolutions in float32, on a CPU
-# or by the bound of twice PyTorch's error, would be compared with that.
+# cuDNN's default, TF32, is a thousandth off. Results of GPUs are compared with results of CPUs, and
+# held to twice PyTorch's error, which has to be that of float32.
 torch.backends.cudnn.allow_tf32 = False
 
 HAS_GPU = torch.cuda.is_available()

@@ -51,6 +51,8 @@ def test_rows_of_every_usable_provider_and_reasons_for_the_others(
         for pass_ in passes
     }
     assert closed == [SHAPE]
+    result = timed("stage", SHAPE, ("inference",), ["eager_nhwc"], "fp32", "nchw").run(_context())
+    assert result == {"rows": [], "failures": {}}
 
 
 def test_rows_of_a_stage_that_is_cut_off_are_kept(

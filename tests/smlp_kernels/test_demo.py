@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEEDS_INTERPRETER = pytest.mark.skipif(
     not launch.INTERPRETED,
-    reason="needs Triton's interpreter, in which nothing runs where there is a GPU: the versions of "
+    reason="needs Triton's interpreter, which is left alone where there is a GPU: the versions of "
     "Triton and NumPy on such a machine need not fit it",
 )
 

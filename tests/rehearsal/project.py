@@ -1,0 +1,116 @@
+"""What a rehearsal changes in this project: sizes, and what stands in for kernels."""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+# those that do not take the tiles of a kernel apart
+GPU_TESTS = ("tests/smlp_kernels/test_gpu.py", "tests/smlp_kernels/test_mix.py::test_tf32_values")
+
+
+def functional(module: ModuleType) -> None:
+    """Fused blocks compute by PyTorch's operators, while everyone is told that kernels run.
+
+    All tensors are the CPU's, and ``fallback_reason`` says so; only here is that passed over.
+    """
+    reason, dispatch = module.fallback_reason, module.dispatch
+
+    def no_reason(x: Tensor) -> str | None:
+        found = reason(x)
+        return None if found and found.startswith("the device is cpu") else found
+
+    def by_pytorch(*arguments: Any) -> Tensor:
+        module.fallback_reason = reason
+        try:
+            return dispatch(*arguments)
+        finally:
+            module.fallback_reason = no_reason
+
+    module.fallback_reason, module.dispatch = no_reason, by_pytorch
+
+
+def gemm_alone(module: ModuleType) -> None:
+    """The kernel is compiled and launched, and the product is PyTorch's."""
+    launched = module.product
+
+    def product(x: Tensor, w: Tensor, tile: Any) -> Tensor:
+        return launched(x, w, tile).copy_(x @ w.t())
+
+    module.product = product
+
+
+def shapes(module: ModuleType) -> None:
+    """Every shape keeps its name and becomes small; a few stages stand for all."""
+
+    def small(shape: Any) -> Any:
+        sizes = min(shape.channels, 8), min(shape.height, 8), min(shape.width, 8)
+        return module.Shape(shape.name, min(shape.batch, 2), *sizes)
+
+    kept = ("small-14", "small-56", "small-28", "base-7")
+    module.STAGES = tuple(small(shape) for shape in module.STAGES if shape.name in kept)
+    module.DEMO, module.GROWTH = small(module.DEMO), tuple(map(small, module.GROWTH))
+    module.BY_NAME = {name: small(shape) for name, shape in module.BY_NAME.items()}
+    module.GROUPS = {
+        name: tuple(module.BY_NAME[s.name] for s in group if name != "stages" or s.name in kept)
+        for name, group in module.GROUPS.items()
+    }
+    module.GROUPS["small"] = tuple(s for s in module.STAGES if s.name.startswith("small"))
+
+
+def recorder(module: ModuleType) -> None:
+    """No measurement is cut off, however busy the machine is."""
+    begin = module.Context.begin
+    module.Context.begin = lambda context, seconds: begin(context, 10 * seconds)
+
+
+def measure_network(module: ModuleType) -> None:
+    import smlp
+
+    smlp.SparseMLP = functools.partial(smlp.SparseMLP, image_size=32, d_model=4, depth=(1, 1, 1, 1))
+    module.BATCH, module.IMAGE, module.ROUNDS = 2, (3, 32, 32), 1
+
+
+def demo(module: ModuleType) -> None:
+    """Twenty patterns to learn in a moment, in the place of MNIST."""
+    import torch
+
+    from smlp.data import ImageSplit
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(10, 1, 28, 28, generator=generator).repeat(4, 1, 1, 1)
+    labels = torch.arange(10).repeat(4)
+    split = ImageSplit("patterns", images, labels, images[:20], labels[:20], 10, 0.0, 1.0)
+    module.mnist5k = lambda: split
+    module.Settings = functools.partial(
+        module.Settings, d_model=4, depth=(2, 1), batch_size=20, learning_rate=0.02, max_shift=0
+    )
+    module.Settings.epochs, module.Settings.seed = 30, 0
+
+
+def constants(**values: Any) -> Callable[[ModuleType], None]:
+    """Give a module's names other values, which it must have."""
+
+    def change(module: ModuleType) -> None:
+        for name, value in values.items():
+            if not hasattr(module, name):
+                raise AttributeError(f"{module.__name__}.{name}: there is nothing to be changed")
+            setattr(module, name, value)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[ModuleType], None]] = {
+    "smlp_kernels.functional": functional,
+    "smlp_kernels.demo.cli": demo,
+    "benchmarks.gemm_alone": gemm_alone,
+    "benchmarks.shapes": shapes,
+    "benchmarks.measure_network": measure_network,
+    "benchmarks.ceilings": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
+    "benchmarks.timing": constants(GRAPH_US=1.0, FLUSH_BYTES=1 << 10),
+    "benchmarks.workbench": constants(MAX_INPUT_SETS=2),
+    "benchmarks.recorder": recorder,
+    "benchmarks.measure_process": constants(TEST_WORKERS=1, TESTS=GPU_TESTS),
+}

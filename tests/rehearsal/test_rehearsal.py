@@ -1,0 +1,130 @@
+"""Everything that is to be measured on a GPU, run to its end on a machine that seems to have one.
+
+The numbers mean nothing; that there are any does. Values of kernels are other tests' matter.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import HAS_GPU
+from tests.rehearsal.machine import ROOT, environment
+
+pytestmark = pytest.mark.skipif(HAS_GPU, reason="there is a GPU here, nothing is to be rehearsed")
+BESIDE_REFERENCE = {"eager_nchw", "eager_nhwc", "handwritten", "fused"}
+COMPILED = {"compiled", "handwritten_compiled"}
+
+
+def run(*command: str, missing: Iterable[str] = (), status: int = 0) -> str:
+    """What a Python command prints on the machine that seems to have a GPU."""
+    child = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(missing) | {"PYTEST_ADDOPTS": "-p tests.rehearsal.small_tests"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == status, child.stdout[-5000:]
+    return child.stdout
+
+
+def test_gpu_report(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    report = ("-m", "benchmarks.gpu_report", "--out", str(out), "--minutes", "60")
+    run(*report, "--part", "1")
+    printed = run(*report)  # part 2, in the same folder
+    assert ": measured before" in printed and "NOT performance results" not in printed
+    assert "0 of " in printed.splitlines()[-1]  # is left
+
+    entries = json.loads((out / "results.json").read_text())["measurements"]
+    results = {}
+    for name, entry in entries.items():
+        assert entry["status"] == "measured", f"{name}: {entry}"
+        assert not entry["result"].get("failures"), f"{name}: {entry['result']['failures']}"
+        assert entry["environment"]["gpu"] == "NVIDIA H100 80GB HBM3"
+        assert entry["environment"]["clocks.max.sm"] == "1980 MHz"
+        results[name] = entry["result"]
+    tests = results["tests on the GPU"]
+    assert tests["passed"] > 30
+    assert len(tests["skips"]) == 3  # which want more memory than there seems to be
+    assert all(reason.startswith("needs ") for reason in tests["skips"].values())
+    assert results["graph replay"]["replay_equals_call"]
+    assert all(error["error"] < 1e-2 for error in results["channel product alone"].values())
+
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    providers = {row["provider"] for row in rows}
+    assert providers == BESIDE_REFERENCE | COMPILED
+    assert all(row["gpu_us"] > 0 and "CUDA graph" in row["gpu_method"] for row in rows)
+    verdicts = (out / "report.md").read_text()
+    assert "not measured" not in verdicts
+    assert (out / "share_of_floor.png").read_bytes().startswith(b"\x89PNG")
+    assert "| geometric mean |" in run("-m", "benchmarks.readme_table", str(out))
+
+
+def test_benchmarks(tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    options = ("--shapes=rehearsal-7", "--dtypes=bf16", "--passes=inference,fwd,bwd,fwd+bwd")
+    command = ("-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={target}")
+    printed = run(*command, *options, "-p", "no:cacheprovider")
+    assert "ceilings measured on NVIDIA H100" in printed and "skipped" not in printed
+    written = json.loads(target.read_text())
+    assert written["is_performance"] and written["ceilings"]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in written["benchmarks"]:
+        found.setdefault(entry["extra_info"]["group"], []).append(entry["extra_info"])
+    assert len(found) == 4
+    for rows in found.values():
+        assert {row["provider"] for row in rows} == BESIDE_REFERENCE | COMPILED
+        assert all(row["gpu_us"] > 0 and row["peak_mb"] > 0 for row in rows)
+    run("-m", "benchmarks.plot", str(target), str(tmp_path / "plot"))
+    assert (tmp_path / "plot" / "table.md").exists()
+
+
+def test_demo(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    printed = run("-m", "smlp_kernels.demo", "--out", str(out))
+    assert "FAILED" not in printed and "NVIDIA H100" in printed
+    data = json.loads((out / "results.json").read_text())
+    assert data["fallback"] is None and data["fused"]["accuracy"] >= 0.95
+    assert data["reference"]["peak_bytes"] == 1000
+
+
+def test_numerics(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin: python -m benchmarks.numerics -->\n<!-- end -->\n")
+    run("-m", "benchmarks.numerics", "--page", str(page))
+    text = page.read_text()
+    assert text.count("| small-14 |") == 4 and "NVIDIA H100 80GB HBM3, commit" in text
+
+
+def test_without_packages_that_a_gpu_machine_may_lack(tmp_path: Path) -> None:
+    """Nor is any child started in Triton's interpreter, which would end with an error there."""
+    tests = ("tests/smlp_kernels/test_demo.py", "tests/smlp/test_data.py")
+    printed = run("-m", "pytest", "-q", *tests, "-p", "no:cacheprovider", missing=["mlxtend"])
+    assert " passed" in printed and "needs the demo extra" in printed
+    printed = run("-m", "smlp_kernels.env_report")
+    assert "runs on the fused kernels" in printed and "NVIDIA H100" in printed
+
+
+CONVOLUTION = """
+import torch
+x, w = torch.randn(1, 64, 4, 4), torch.randn(64, 64, 1, 1)
+def error():
+    exact = torch.conv2d(x.double(), w.double())
+    return (torch.conv2d(x, w) - exact).norm() / exact.norm()
+before = error()
+import tests.conftest
+print(bool(before > 1e-4), bool(error() < 1e-6))
+"""
+
+
+def test_float32_of_the_tests_is_ieee() -> None:
+    """CuDNN's default is not: what PyTorch computes is what kernels are held to."""
+    assert run("-c", CONVOLUTION).split() == ["True", "True"]
