@@ -59,6 +59,7 @@ def part_1() -> list[Measurement]:
     return [
         Measurement("compile kernels", measure_process.compile_kernels, seconds=150.0),
         Measurement("tests on the GPU", measure_process.gpu_tests, seconds=180.0),
+        *(measure_block.tiles(shape) for shape in STAGES),
         *(_stage(shape, BOTH, QUICK, *bf16) for shape in STAGES),
         *(measure_process.dram_bytes(shape) for shape in targets.DRAM_SHAPES),
         *(measure_block.memory(shape) for shape in STAGES),

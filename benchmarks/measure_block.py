@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers, timing
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.recorder import Context, Measurement
+from benchmarks.roofline import floor_us
 from benchmarks.rows import Case, make_row
 from benchmarks.shapes import Shape
 from benchmarks.workbench import Workbench
@@ -51,6 +52,40 @@ def timed(
         return context.so_far
 
     return Measurement(name, run, seconds=seconds)
+
+
+def tiles(shape: Shape) -> Measurement:
+    """GPU time of a fused forward with each of :func:`benchmarks.tiles.variants`."""
+
+    def run(context: Context) -> dict[str, Any]:
+        from benchmarks.tiles import variants, with_tile  # needs Triton
+
+        floor = floor_us(shape, "inference", "bf16", context.measured_ceilings())
+        major, minor = torch.cuda.get_device_capability()
+        named = variants(shape, 10 * major + minor)
+        bench = Workbench(shape, "bf16", "channels_last")
+        try:
+            with bench.active():
+                usable, failures = bench.usable(
+                    [
+                        Provider(name, with_tile(tile), gpu_only=True)
+                        for name, tile in named.items()
+                    ],
+                    "inference",
+                )
+                context.so_far["failures"] = failures
+                for name, time in bench.gpu_times(usable, "inference").items():
+                    context.so_far[name] = {
+                        "us": time.us,
+                        "again_us": time.again_us,
+                        "share_of_floor": floor / time.us,
+                        "tile": str(named[name]),
+                    }
+        finally:
+            bench.close()
+        return context.so_far
+
+    return Measurement(f"tiles {shape.name}", run)
 
 
 def memory(shape: Shape) -> Measurement:

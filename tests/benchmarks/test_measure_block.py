@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure_block, providers, timing, workbench
+from benchmarks import measure_block, providers, tiles, timing, workbench
 from benchmarks.measure_block import EmptyFunction, host, memory, timed
 from benchmarks.recorder import Context, OutOfTimeError, Recorder, SkippedError
-from benchmarks.roofline import Ceilings
-from benchmarks.shapes import Shape
+from benchmarks.roofline import Ceilings, floor_us
+from benchmarks.shapes import BY_NAME, Shape
 from benchmarks.workbench import GpuTime, Workbench
+from smlp import SMLPBlock
+from tests.conftest import HAS_GPU
 
 SHAPE = Shape("odd", 2, 6, 5, 7)
 CEILINGS = Ceilings(1e9, {"bf16": 1e9, "fp32": 1e9}, "invented")
@@ -111,3 +113,38 @@ def test_empty_function_changes_nothing() -> None:
     y = EmptyFunction.apply(x)
     assert torch.equal(y, x)
     assert torch.equal(torch.autograd.grad(y, x, torch.ones(3))[0], torch.ones(3))
+
+
+def test_tiles_that_are_compared_and_one_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def with_tile(tile):
+        if tile == "too large":
+            return lambda block: lambda x: torch.empty(10**15)
+        return lambda block: block
+
+    monkeypatch.setattr(tiles, "variants", lambda *_: {"a": "small", "b": "too large"})
+    monkeypatch.setattr(tiles, "with_tile", with_tile)
+    monkeypatch.setattr(measure_block, "Provider", partial(_not_only_gpu, providers.Provider))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    time = GpuTime(20.0, 25.0, "graph", 21.0)
+    monkeypatch.setattr(Workbench, "gpu_times", lambda *a: {one.name: time for one in a[1]})
+    found = measure_block.tiles(SHAPE).run(_context())
+    assert found.keys() == {"a", "failures"} and found["failures"].keys() == {"b"}
+    assert found["a"]["us"] == 20.0 and found["a"]["tile"] == "small"
+    assert found["a"]["share_of_floor"] == pytest.approx(
+        floor_us(SHAPE, "inference", "bf16", CEILINGS) / 20
+    )
+
+
+def _not_only_gpu(provider, name, build, gpu_only):
+    return provider(name, build)
+
+
+def test_a_forward_with_any_tile_is_the_blocks() -> None:
+    device = "cuda" if HAS_GPU else "cpu"
+    block = SMLPBlock(5, 7, 6, device=device, dtype=torch.float64)
+    x = torch.randn(2, 6, 5, 7, device=device, dtype=torch.float64)
+    tile = replace(tiles.forward_tile(SHAPE, "fp32", 0), num_stages=1)
+    torch.testing.assert_close(tiles.with_tile(tile)(block)(x), block(x).detach())
+    assert tiles.variants(BY_NAME["base-7"], 90)["3 stages"].num_stages == 3

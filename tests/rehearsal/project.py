@@ -42,6 +42,11 @@ def gemm_alone(module: ModuleType) -> None:
     module.product = product
 
 
+def tiles(module: ModuleType) -> None:
+    """With any tile, the block as it is."""
+    module.with_tile = lambda tile: lambda block: block
+
+
 def shapes(module: ModuleType) -> None:
     """Every shape keeps its name and becomes small; a few stages stand for all."""
 
@@ -107,6 +112,7 @@ CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "smlp_kernels.demo.cli": demo,
     "benchmarks.gemm_alone": gemm_alone,
     "benchmarks.shapes": shapes,
+    "benchmarks.tiles": tiles,
     "benchmarks.measure_network": measure_network,
     "benchmarks.ceilings": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
     "benchmarks.timing": constants(GRAPH_US=1.0, FLUSH_BYTES=1 << 10),
