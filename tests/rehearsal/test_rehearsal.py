@@ -52,7 +52,7 @@ def test_gpu_report(tmp_path: Path) -> None:
         assert entry["environment"]["clocks.max.sm"] == "1980 MHz"
         results[name] = entry["result"]
     tests = results["tests on the GPU"]
-    assert tests["passed"] > 30
+    assert tests["passed"] > 15
     assert len(tests["skips"]) == 3  # which want more memory than there seems to be
     assert all(reason.startswith("needs ") for reason in tests["skips"].values())
     assert results["graph replay"]["replay_equals_call"]
