@@ -130,11 +130,6 @@ class TrainConfig:
             raise ValueError("sync_bn: expected no freeze_bn beside it, got both")
         if self.resume and self.overwrite:
             raise ValueError("overwrite: expected without resume, got both")
-        if self.grad_checkpointing and self.compile:
-            raise ValueError(
-                "grad_checkpointing: expected without compile, which decides by itself what to "
-                "keep, got both"
-            )
         if self.data in BUNDLED:
             self._refuse_folder_options()
 

@@ -1,9 +1,9 @@
 """A folder of images by class: listed, read by pillow, augmented by torchvision."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any
 
 import torch
@@ -92,7 +92,7 @@ def batches(
         num_workers=workers,
         pin_memory=on_gpu,
         collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_leave_the_process_group,
         # Without its own generator the loader draws from the global one, whose state a run that
         # goes on in the middle of an epoch has to find untouched.
         generator=torch.Generator().manual_seed(0),
@@ -109,9 +109,10 @@ def _collate(samples: list[Any]) -> Any:
     return errors[0] if errors else default_collate(samples)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    for number in (SIGINT, SIGTERM):  # of a whole process group
-        signal(number, SIG_IGN)
+def _leave_the_process_group(worker: int) -> None:
+    """Let Ctrl-C reach the main process alone, which needs its workers to finish a step."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 class ImageFolderSource:

@@ -1,22 +1,17 @@
 """The moving parts of a run: images, network, optimiser, schedule, averaged weights."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint
 
 from smlp import data
 from smlp.checkpoint import CheckpointError, load_checkpoint
-from smlp.features import layers
 from smlp.network import PyramidNetwork
 from smlp.train import parallel
 from smlp.train.config import BUNDLED, TrainConfig
@@ -113,18 +108,15 @@ def build(config: TrainConfig, source: Source, world: World) -> Run:
     _check_batch_norm(network, config, world)
     if config.init is not None:
         _start_from(network, config.init)
+    network.set_grad_checkpointing(config.grad_checkpointing)
     model: nn.Module = network
     if config.channels_last and not sharded:  # FSDP2 shards contiguous parameters only
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
-    # before the changes below: modules that are sharded or compute again cannot be copied
     ema = AveragedModel(model) if config.ema_decay else None
-    if config.grad_checkpointing:
-        for layer in layers(network):
-            compute_again(layer)
-    if sharded:
+    if sharded:  # after the copy above: a sharded module cannot be copied
         parallel.shard(model, world)
         if ema is not None:
             parallel.shard(ema.module, world)
@@ -169,32 +161,6 @@ def _start_from(network: PyramidNetwork, path: str) -> None:
             load_checkpoint(network, path, classifier=False)
     except ValueError as error:
         raise ValueError(str(error).replace("source:", "init:", 1)) from error
-
-
-def compute_again(layer: nn.Module) -> None:
-    """Make ``layer`` keep its input alone and compute what lies inside again for the backward.
-
-    BatchNorm's running statistics see each batch once nevertheless.
-    """
-    layer.forward = partial(
-        checkpoint,
-        layer.forward,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _statistics_kept(layer)),
-    )
-
-
-@contextmanager
-def _statistics_kept(layer: nn.Module) -> Iterator[None]:
-    norms = [module for module in layer.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, tracked) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

@@ -9,12 +9,11 @@ import torch
 
 from smlp import SMLPBlock
 from smlp.data import digits
-from smlp.features import layers
 from smlp.train import checkpoint, loop, train
 from smlp.train.loaders import InMemory
 from smlp.train.loop import _step
 from smlp.train.parallel import World
-from smlp.train.run import build, compute_again
+from smlp.train.run import build
 from tests.smlp.train_runs import SMALL, losses
 
 pytest.importorskip("sklearn", reason="needs the demo extra")
@@ -69,9 +68,8 @@ def test_only_what_enters_a_layer_is_kept(model: str, ablation: str) -> None:
     images = source.test_batches().__next__()[0]
     sizes = []
     for again in (False, True):
-        run = build(replace(SMALL, model=model, ablation=ablation), source, ALONE)
-        for layer in layers(run.model) if again else ():  # type: ignore[arg-type]
-            compute_again(layer)
+        config = replace(SMALL, model=model, ablation=ablation, grad_checkpointing=again)
+        run = build(config, source, ALONE)
         kept: dict[int, torch.UntypedStorage] = {}
 
         def pack(tensor: torch.Tensor, kept: dict = kept) -> torch.Tensor:  # type: ignore[type-arg]

@@ -241,7 +241,6 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone() -> None:
         ({"accumulate": 0}, "accumulate: expected at least 1, got 0"),
         ({"seed": 2**64}, r"seed: expected less than 2\*\*64, got 18446744073709551616"),
         ({"resume": True, "overwrite": True}, "overwrite: expected without resume, got both"),
-        ({"grad_checkpointing": True, "compile": True}, "grad_checkpointing: expected without c"),
         ({"lr": float("nan")}, "lr: expected a finite number >= 0, got nan"),
         ({"label_smoothing": 1.0}, r"label_smoothing: expected a number in \[0, 1\), got 1.0"),
         ({"min_lr": 1.0}, "min_lr: expected less than lr"),
