@@ -188,7 +188,7 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
         return build_model(arguments.model, given, fused=False), None
     if given:
         raise ValueError(
-            f"checkpoint: expected no sizes beside it, got {', '.join(given)}; it has its own"
+            f"checkpoint: expected without sizes, got {', '.join(given)}; it has its own"
         )
     trained = load_network(arguments.checkpoint)
     return trained.network, trained

@@ -79,7 +79,7 @@ def draw_feature_maps(
 
     A stage's maps fill a row, or several where there are more than fit side by side.
 
-    Each map has a scale of its own, from its smallest value to its largest: the channels of a
+    Each map has its own scale, from its smallest value to its largest: the channels of a
     stage can differ a hundredfold.
 
     Args:

@@ -44,7 +44,7 @@ class Row:
 def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
     """Train every ablation with the same options and write ``ablations.md`` in ``config.out``.
 
-    Each run has a folder of its own there; those already finished are not repeated.
+    Each run has its own folder there; those already finished are not repeated.
 
     Args:
         config: the options; ``ablation``, ``seed`` and ``resume`` are set for each run and

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from smlp.checkpoint import reading
 from smlp.train.parallel import World
 
-# Sharded or not, a checkpoint holds whole tensors under plain names, so that it can go on with
+# Sharded or not, a checkpoint holds whole tensors under plain names, so that it can continue with
 # another number of processes.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

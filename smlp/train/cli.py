@@ -16,7 +16,7 @@ from smlp.train.config import TrainConfig
 
 DESCRIPTION = """\
 Train an sMLP network. The folder given by --out receives log.csv (every step), epochs.csv,
-last.pt (the run, from which --resume goes on exactly) and model.pt (the trained weights). Ctrl-C
+last.pt (the run, which --resume continues exactly) and model.pt (the trained weights). Ctrl-C
 saves and ends.
 
   smlp train --data digits --out runs/digits

@@ -96,7 +96,7 @@ class TrainConfig:
 
     resume: bool = _option(
         False,
-        "go on from the checkpoint in the folder, if there is one, with the options of its run",
+        "continue from the checkpoint in the folder, if there is one, with the options of its run",
     )
     overwrite: bool = _option(False, "replace the run in the folder, if there is one")
     checkpoint_every: int = _option(0, "steps between checkpoints; 0 writes one per epoch")
@@ -127,7 +127,7 @@ class TrainConfig:
         if self.randaugment > 30:
             raise ValueError(f"randaugment: expected a magnitude up to 30, got {self.randaugment}")
         if self.freeze_bn and self.sync_bn:
-            raise ValueError("sync_bn: expected no freeze_bn beside it, got both")
+            raise ValueError("sync_bn: expected without freeze_bn, got both")
         if self.resume and self.overwrite:
             raise ValueError("overwrite: expected without resume, got both")
         if self.data in BUNDLED:

@@ -94,7 +94,7 @@ def batches(
         collate_fn=_collate,
         worker_init_fn=_leave_the_process_group,
         # Without its own generator the loader draws from the global one, whose state a run that
-        # goes on in the middle of an epoch has to find untouched.
+        # continues in the middle of an epoch has to find untouched.
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:
@@ -180,7 +180,7 @@ class ImageFolderSource:
 
 
 class Seeded(Dataset[Any]):
-    """A dataset whose random transforms draw from a seed of their own for each image and epoch.
+    """A dataset whose random transforms draw from their own seed for each image and epoch.
 
     Args:
         dataset: what to wrap.

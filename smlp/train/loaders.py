@@ -2,7 +2,7 @@
 
 The order of an epoch depends on the seed and the epoch alone and is dealt out by global batch: with
 any number of processes, step k sees the same images. That is what makes a run repeatable, lets it
-go on in the middle of an epoch, and makes several processes compute what one would.
+continue in the middle of an epoch, and makes several processes compute what one would.
 """
 
 from collections import Counter

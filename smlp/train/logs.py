@@ -21,7 +21,7 @@ class Table:
 
     Args:
         path: the file; rows beyond ``last_step`` that are already in it are dropped, because the
-            run goes on from that step and will write them again.
+            run continues from that step and will write them again.
         columns: the header; one of the columns is ``step``.
         last_step: how many steps the run has behind it.
     """

@@ -1,4 +1,4 @@
-"""The training loop: build, go on where a checkpoint left off, train, evaluate, write down."""
+"""The training loop: build, continue where a checkpoint left off, train, evaluate, write down."""
 
 import logging
 import time
@@ -49,7 +49,7 @@ class Summary:
 def train(config: TrainConfig) -> Summary:
     """Train a network and leave checkpoints and logs in ``config.out``.
 
-    Started by torchrun it runs on all its processes. With ``config.resume`` it goes on from the
+    Started by torchrun it runs on all its processes. With ``config.resume`` it continues from the
     last checkpoint, and with the same number of processes and epochs computes to the bit what it
     would have without the interruption. SIGINT and SIGTERM let it finish a step and save first;
     several processes notice them every 50 steps.
@@ -98,7 +98,7 @@ def describe(run: Run, source: Source, config: TrainConfig, world: World) -> str
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     shape = " x ".join(map(str, (source.in_channels, *source.image_size)))
     processes = f", {world.size} processes" if world.size > 1 else ""
-    begun = f"; going on from step {run.step}" if run.step else ""
+    begun = f"; continuing from step {run.step}" if run.step else ""
     return (
         f"{config.model} with {parameters:,} parameters on {device}{processes}; "
         f"{config.data}: {len(source.train_labels):,} training and {len(source.test_labels):,} "
@@ -223,7 +223,7 @@ class _Training:
         by = self.requests[0] if self.requests else "another process"
         return Stopped(
             f"stopped by {by} after step {self.run.step} of {total} and saved; "
-            f"smlp train --resume --out {self.config.out} goes on"
+            f"to continue: smlp train --resume --out {self.config.out}"
         )
 
 

@@ -1,4 +1,4 @@
-"""A run on disk: what it needs to go on exactly, and the trained weights for everybody else."""
+"""A run on disk: what it needs to continue exactly, and the trained weights for everybody else."""
 
 import logging
 import shutil
@@ -24,18 +24,18 @@ _ENTRIES = {
 
 
 def last_checkpoint(out: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Read the checkpoint that a run goes on from.
+    """Read the checkpoint that a run continues from.
 
     Args:
         out: the folder of the run.
         config: the options of the continuation.
 
     Returns:
-        What :func:`save` wrote; None where there is nothing to go on from.
+        What :func:`save` wrote; None where there is nothing to continue.
 
     Raises:
-        ValueError: if ``out`` cannot be a folder, or holds a run that the options neither go on
-            with nor overwrite, or whose checkpoint is none or of other options.
+        ValueError: if ``out`` cannot be a folder, or holds a run that the options neither continue
+            nor overwrite, or whose checkpoint is none or of other options.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {config.out!r}")
@@ -45,7 +45,7 @@ def last_checkpoint(out: Path, config: TrainConfig) -> dict[str, Any] | None:
     if not config.resume:
         raise ValueError(
             f"out: expected a folder without a run, got {config.out!r} which holds {present[0]}; "
-            "choose another, or pass resume to go on with it or overwrite to replace it"
+            "choose another, or pass resume to continue it or overwrite to replace it"
         )
     if LAST not in present:
         if MODEL in present:
@@ -90,7 +90,7 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def check_images(saved: dict[str, Any], source: Source, config: TrainConfig) -> None:
-    """Refuse to go on with other images.
+    """Refuse to continue with other images.
 
     Raises:
         ValueError: if ``source`` has other classes, or more or fewer images of one, than the run

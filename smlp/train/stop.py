@@ -9,7 +9,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop; its message says by what, and how to go on."""
+    """A run was asked to stop; its message says by what, and how to continue."""
 
 
 @contextmanager

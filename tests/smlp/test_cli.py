@@ -105,7 +105,10 @@ def test_info_of_a_network_by_name_and_of_a_trained_one(
     [
         ("info --image-size 30", "smlp info: image_size: expected a height divisible by 32"),
         ("info --checkpoint no.pt", "smlp info: checkpoint: expected a checkpoint of smlp train"),
-        ("info --checkpoint {run}/model.pt --depth 2", "smlp info: checkpoint: expected no sizes"),
+        (
+            "info --checkpoint {run}/model.pt --depth 2",
+            "smlp info: checkpoint: expected without sizes",
+        ),
         ("fields --depths 99 --image-size 32", "smlp fields: depth: expected 1 to 26 layers"),
         ("features --checkpoint {run}/model.pt --image no", "smlp features: image: expected an im"),
         ("train --epochs 0", "smlp train: epochs: expected at least 1, got 0"),

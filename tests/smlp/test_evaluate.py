@@ -1,5 +1,6 @@
 """Trained networks at work: ``smlp evaluate`` and ``smlp predict``, and the folders they read."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_other_bundled_images_do_not_fit(
         "data: expected images of 1 x 8 x 8 and 10 classes, as the network has them, "
         "got 'mnist5k' of 1 x 28 x 28 and 10 classes\n"
     ) in capsys.readouterr().err
+
+
+class Groups(torch.utils.data.Dataset[Any]):
+    """As images, the process groups that they are read in."""
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.tensor(os.getpgrp()), index
+
+
+@pytest.mark.parametrize(("workers", "same"), [(0, True), (1, False)])
+def test_ctrl_c_does_not_reach_the_workers(workers: int, same: bool) -> None:
+    [(groups, _)] = batches(Groups(), [[0]], workers, torch.device("cpu"))
+    assert (groups.item() == os.getpgrp()) == same
 
 
 @pytest.mark.parametrize(

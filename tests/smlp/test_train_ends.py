@@ -63,7 +63,8 @@ def test_a_signal_lets_it_save_and_say_how_to_go_on(
     error = capsys.readouterr().err
     advice = f"smlp train --resume --out {out}"
     assert (
-        error == f"smlp train: stopped by {name} after step 5 of 22 and saved; {advice} goes on\n"
+        error
+        == f"smlp train: stopped by {name} after step 5 of 22 and saved; to continue: {advice}\n"
     )
     assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     assert checkpoint.load(out / "last.pt")["step"] == 5

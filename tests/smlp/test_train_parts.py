@@ -245,7 +245,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone() -> None:
         ({"label_smoothing": 1.0}, r"label_smoothing: expected a number in \[0, 1\), got 1.0"),
         ({"min_lr": 1.0}, "min_lr: expected less than lr"),
         ({"mixup": 0.8}, "mixup: expected with an image folder only, got 0.8 with data 'digits'"),
-        ({"freeze_bn": True, "sync_bn": True}, "sync_bn: expected no freeze_bn"),
+        ({"freeze_bn": True, "sync_bn": True}, "sync_bn: expected without freeze_bn"),
         ({"data": "folder", "randaugment": 31}, "randaugment: expected a magnitude up to 30"),
     ],
 )
