@@ -1,13 +1,14 @@
 """``python -m benchmarks.numerics``: errors against float64, written into docs/numerics.md.
 
 Every stage shape and type, forward and backward, the fused block beside PyTorch's own operators at
-the same precision. Without a GPU the kernels run in Triton's interpreter, on scaled-down shapes and
-without bfloat16 and TF32, which the interpreter does not have.
+the same precision. Without a GPU the compiled kernels are executed on the CPU, see
+tests/ptx/README.md.
 """
 
 import argparse
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,8 @@ from smlp import SMLPBlock
 PAGE = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.numerics -->", "<!-- end -->"
 FACTS = ("commit", "torch", "triton", "driver_version", "cuda")
-ON_CPU = ("fp16", "fp32")
-CPU_CHANNELS = 8  # channels are divided by this without a GPU
 GPU_BATCH = 8
+EXECUTED_ARCH = 90  # compute capability, times ten, that is compiled for without a GPU
 COLUMNS = ("output", "d x", "d weights")
 
 
@@ -39,14 +39,9 @@ class Row(NamedTuple):
 
 
 def measured_shapes(on_gpu: bool) -> list[Shape]:
-    """The stages as they are but for the batch, or scaled down to what the interpreter can do."""
-    if on_gpu:
-        return [shape_of(s, GPU_BATCH, s.channels) for s in STAGES]
-    return [shape_of(s, 1, s.channels // CPU_CHANNELS) for s in STAGES]
-
-
-def shape_of(stage: Shape, batch: int, channels: int) -> Shape:
-    return Shape(stage.name, batch, channels, stage.height, stage.width)
+    """The stages as they are but for the batch."""
+    batch = GPU_BATCH if on_gpu else 1
+    return [Shape(s.name, batch, s.channels, s.height, s.width) for s in STAGES]
 
 
 def measure(shape: Shape, dtype: str, device: str) -> Row:
@@ -55,7 +50,7 @@ def measure(shape: Shape, dtype: str, device: str) -> Row:
     Raises:
         RuntimeError: if the fused block would run on PyTorch, which would be compared with itself.
     """
-    from smlp_kernels import FusedSMLPBlock, fallback_reason  # after TRITON_INTERPRET is set
+    from smlp_kernels import FusedSMLPBlock, fallback_reason  # once TRITON_INTERPRET is settled
 
     torch.manual_seed(0)
     size = (shape.height, shape.width, shape.channels)
@@ -69,17 +64,31 @@ def measure(shape: Shape, dtype: str, device: str) -> Row:
         raise RuntimeError(f"the kernels do not run for {shape} in {dtype}: {reason}")
     oracle = run_oracle(plain, x, dy)
     with matmul_precision(dtype):
-        errors = [errors_of(block, x, dy, oracle.output, oracle.gradients) for block in
-                  (fused, plain)]  # fmt: skip
+        errors = [
+            errors_of(call, gradient_targets(block, x), dy, oracle.output, oracle.gradients)
+            for block, call in ((fused, fused), (plain, peer(plain, dtype, device)))
+        ]
     return Row(shape, dtype, *errors)
 
 
+def peer(plain: SMLPBlock, dtype: str, device: str) -> Callable[[Tensor], Tensor]:
+    """PyTorch's block; a CPU has no TF32, so that its operands are cut off there."""
+    if dtype != "tf32" or device == "cuda":
+        return plain
+    from tests.ptx.blocks import tf32_formula
+
+    return lambda x: tf32_formula(x, *plain.weights())
+
+
 def errors_of(
-    block: SMLPBlock, x: Tensor, dy: Tensor, output: Tensor, gradients: dict[str, Tensor]
+    call: Callable[[Tensor], Tensor],
+    targets: dict[str, Tensor],
+    dy: Tensor,
+    output: Tensor,
+    gradients: dict[str, Tensor],
 ) -> tuple[float, float, float]:
     """Relative errors of a forward and backward pass, as ``COLUMNS``."""
-    targets = gradient_targets(block, x)
-    y = block(x)
+    y = call(targets["x"])
     actual = torch.autograd.grad(y, list(targets.values()), dy)
     of = {
         name: relative_error(gradient, gradients[name])
@@ -90,16 +99,25 @@ def errors_of(
 
 
 def rows(on_gpu: bool) -> Iterator[Row]:
-    """Every shape in every type that this machine has."""
-    for dtype in DTYPES if on_gpu else ON_CPU:
+    """Every shape in every type."""
+    for dtype in DTYPES:
         for shape in measured_shapes(on_gpu):
-            yield measure(shape, dtype, "cuda" if on_gpu else "cpu")
+            with contextlib.nullcontext() if on_gpu else executed():
+                row = measure(shape, dtype, "cuda" if on_gpu else "cpu")
+            yield row
+
+
+def executed() -> contextlib.AbstractContextManager:
+    """The kernels run on CPU tensors, as compiled; what they do wrong is an error."""
+    from tests.ptx.blocks import checked
+
+    return checked(EXECUTED_ARCH)
 
 
 def table(measured: list[Row], on_gpu: bool) -> str:
     """Markdown: what it was measured on, then a line a row."""
     facts = describe()
-    device = facts["gpu"] if on_gpu else "Triton interpreter on CPU"
+    device = facts["gpu"] if on_gpu else f"Executed PTX for sm_{EXECUTED_ARCH} on a CPU"
     head = [
         f"{device}, "
         + ", ".join(f"{name} {facts[name]}" for name in FACTS if facts.get(name) is not None)
@@ -108,8 +126,9 @@ def table(measured: list[Row], on_gpu: bool) -> str:
     ]
     if not on_gpu:
         head += [
-            f"Batch 1, channels of the stages divided by {CPU_CHANNELS}. Rows of bfloat16 and TF32 "
-            "need a GPU: the interpreter has neither.",
+            "Batch 1. The kernels as compiled, without a GPU (`tests/ptx/README.md`): operands are "
+            "those of tensor cores, sums are float32, one product after the other. A GPU's differ "
+            "in the last bits. TF32 operands are cut off, in PyTorch's columns as well.",
             "",
         ]
     names = " | ".join(f"{column}, fused | PyTorch" for column in COLUMNS)
@@ -152,7 +171,7 @@ def main() -> None:
         parser.error(f"--page: {error}")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+        os.environ.pop("TRITON_INTERPRET", None)  # before the kernels are imported
     measured = []
     for row in rows(on_gpu):
         print(row.shape, row.dtype, *(f"{error:.1e}" for error in row.fused), flush=True)

@@ -1,6 +1,7 @@
 """Training steps of a block on the executor, beside float64 and PyTorch at the same precision."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,9 @@ NOTICES = [
     # that right.
     "register changed without wgmma.fence",
 ]
-OF_A_COPY = "wgmma reads an asynchronous copy without fence.proxy.async"
 if tuple(map(int, triton.__version__.split(".")[:3])) < (3, 7, 1):
-    NOTICES.append(OF_A_COPY)  # in every product of Triton (triton-lang/triton#9610, #10537)
-else:
-    # the same in one kernel, where dy is not channels last: that fix does not reach it
-    NOTICES.append(f"proj_grad_kernel: {OF_A_COPY}")
+    # in every product of Triton (triton-lang/triton#9610, #10537)
+    NOTICES.append("wgmma reads an asynchronous copy without fence.proxy.async")
 SHORT = {"channels_last": "NHWC", "contiguous": "NCHW"}
 Results = dict[str, Tensor]
 
@@ -120,7 +118,7 @@ class Block:
         exact = self.results(formula_with_map, to_float64(arguments), dy.double())
         with autocast:
             peer = self.results(tf32_formula if products == "tf32" else plain, arguments, dy)
-        problems = [v for v in chip.violations() if not any(n in v for n in NOTICES)]
+        problems = faults(chip)
         for name, value in actual.items():
             if count := chip.memory.unwritten(value):
                 problems.append(f"{name}: {count} elements were never written")
@@ -183,6 +181,21 @@ class Block:
             second = torch.autograd.grad(total, inputs, materialize_grads=True)
             found |= {f"second {name}": g for name, g in zip(leaves, second, strict=True)}
         return {name: value.detach() for name, value in found.items()}
+
+
+def faults(chip: Chip) -> list[str]:
+    """The violations that are held against the kernels."""
+    return [text for text in chip.violations() if not any(n in text for n in NOTICES)]
+
+
+@contextlib.contextmanager
+def checked(arch: int) -> Iterator[None]:
+    """Fused blocks inside run on a chip of this compute capability; a violation is an error."""
+    chip = Chip(arch)
+    with blocks_on(chip):
+        yield
+    if problems := faults(chip):
+        raise RuntimeError("\n".join(problems))
 
 
 def relative(value: Tensor, exact: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.ptx.blocks import NOTICES, Outcome
+from tests.ptx.blocks import Outcome, faults
 from tests.ptx.chip import Chip
 
 M, N, K, BLOCK = 128, 64, 256, 32
@@ -56,7 +56,7 @@ def run_race() -> Outcome:
             y = torch.empty(M, N)
             two_uses[(1,)](x, w, v, y, K, M, N, BLOCK, pending_last, num_warps=4, num_stages=3)
         wrong = bool((y.double() - want).abs().max() > 1e-3 * want.abs().max())
-        seen = [text for text in chip.violations() if not any(n in text for n in NOTICES)]
+        seen = faults(chip)
         raced = any("write over an operand of a wgmma in flight" in text for text in seen)
         if (wrong, raced) != (pending_last, pending_last):
             problems.append(f"{pending_last=}: {wrong=}, violations {seen}")
