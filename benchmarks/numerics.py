@@ -128,7 +128,8 @@ def table(measured: list[Row], on_gpu: bool) -> str:
         head += [
             "Batch 1. The kernels as compiled, without a GPU (`tests/ptx/README.md`): operands are "
             "those of tensor cores, sums are float32, one product after the other. A GPU's differ "
-            "in the last bits. TF32 operands are cut off, in PyTorch's columns as well.",
+            "in the last bits. PyTorch's columns are its CPU code, which sums float32 in blocks; "
+            "for TF32 its operands are cut off as a tensor core does.",
             "",
         ]
     names = " | ".join(f"{column}, fused | PyTorch" for column in COLUMNS)

@@ -93,7 +93,7 @@ class Block:
         if self.gradient_layout:
             words.append(f"dy {self.gradient_layout}")
         if self.wanted != NAMES:
-            words.append("d " + ",".join(self.wanted))
+            words.append("d " + ",".join(self.wanted) if self.wanted else "no gradient")
         words += [f"no {name}" for name in self.absent]
         words += [name for name in ("bias_map", "autocast", "early_copies") if getattr(self, name)]
         if self.order > 1:
@@ -118,13 +118,23 @@ class Block:
         exact = self.results(formula_with_map, to_float64(arguments), dy.double())
         with autocast:
             peer = self.results(tf32_formula if products == "tf32" else plain, arguments, dy)
+        squares = {}  # every result is a sum of products of the arguments
+        if self.order == 1:
+            squares = self.results(formula_with_map, squared(arguments), dy.double().square())
         problems = faults(chip)
         for name, value in actual.items():
             if count := chip.memory.unwritten(value):
                 problems.append(f"{name}: {count} elements were never written")
+            terms = squares[name].sqrt() if name in squares else None
             try:
                 assert_close(
-                    value, exact[name], peer[name], eps=eps, name=name, reduction=self.terms(name)
+                    value,
+                    exact[name],
+                    peer[name],
+                    eps=eps,
+                    name=name,
+                    reduction=self.terms(name),
+                    terms=terms,
                 )
             except AssertionError as error:
                 problems.append(f"wrong value: {error}")
@@ -181,6 +191,14 @@ class Block:
             second = torch.autograd.grad(total, inputs, materialize_grads=True)
             found |= {f"second {name}": g for name, g in zip(leaves, second, strict=True)}
         return {name: value.detach() for name, value in found.items()}
+
+
+def squared(arguments: list[Tensor | None]) -> list[Tensor | None]:
+    """Their squares in float64, which want gradients where they do."""
+    return [
+        None if a is None else a.detach().double().square().requires_grad_(a.requires_grad)
+        for a in arguments
+    ]
 
 
 def faults(chip: Chip) -> list[str]:

@@ -12,16 +12,16 @@ Replacement = str | Callable[[re.Match[str]], str]
 
 # what is looked for in the PTX, and what takes its place
 MUTATIONS: dict[str, tuple[str, Replacement]] = {
-    "barrier removed": (r"^\s*bar\.sync\s+0;", ""),
-    "copies not waited for": (r"^\s*cp\.async\.wait_group\s+\d+;", ""),
+    "barrier removed": (r"^[ \t]*bar\.sync\s+0;", ""),
+    "copies not waited for": (r"^[ \t]*cp\.async\.wait_group\s+\d+;", ""),
     "one group of copies fewer waited for": (
-        r"^\s*cp\.async\.wait_group\s+(\d+);",
+        r"^[ \t]*cp\.async\.wait_group\s+(\d+);",
         lambda m: f"cp.async.wait_group {int(m[1]) + 1};",
     ),
-    "wgmma not waited for": (r"^\s*wgmma\.wait_group\.sync\.aligned\s+\d+;", ""),
-    "proxy fence removed": (r"^\s*fence\.proxy\.async\S*;", ""),
-    "guard of a load removed": (r"^\s*@!?%p\d+ (?=ld\.global)", ""),
-    "guard of a store removed": (r"^\s*@!?%p\d+ (?=st\.global)", ""),
+    "wgmma not waited for": (r"^[ \t]*wgmma\.wait_group\.sync\.aligned\s+\d+;", ""),
+    "proxy fence removed": (r"^[ \t]*fence\.proxy\.async\S*;", ""),
+    "guard of a load removed": (r"^[ \t]*@!?%p\d+ (?=ld\.global)", ""),
+    "guard of a store removed": (r"^[ \t]*@!?%p\d+ (?=st\.global)", ""),
     "zero fill of a copy ignored": (
         r"(cp\.async\.c\w\.shared\.global .*, (0x[0-9a-f]+), )%r\d+;",
         lambda m: f"{m[1]}{int(m[2], 16)};",
