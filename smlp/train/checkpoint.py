@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put ``path`` in an OSError that names no file, as those of writing and flushing do."""
+    """Let every OSError name ``path``; those of writing and flushing name no file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = str(path)
         raise
 
 
@@ -52,7 +52,8 @@ def write_atomically(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise
 
 

@@ -1,7 +1,8 @@
 """Everything a training run can be told, with its checks; the command line is generated from it."""
 
 import math
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class TrainConfig:
 
     Raises:
         ValueError: if a value is out of range or two of them contradict each other.
-        TypeError: if a count is no integer.
+        TypeError: if a count is no integer, or a number is none.
     """
 
     data: str = _option(
@@ -103,6 +104,8 @@ class TrainConfig:
     progress: bool = _option(True, "show a progress bar, on a terminal")
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            object.__setattr__(self, option.name, _plain(getattr(self, option.name)))
         for name in ("epochs", "batch_size", "accumulate"):
             _integer(name, getattr(self, name), at_least=1)
         for name in ("warmup_epochs", "workers", "checkpoint_every", "randaugment", "seed"):
@@ -115,11 +118,11 @@ class TrainConfig:
             if got not in expected:
                 raise ValueError(f"{name}: expected one of {', '.join(expected)}, got {got!r}")
         for name in ("lr", "min_lr", "weight_decay", "clip_grad", "mixup", "cutmix"):
-            value = getattr(self, name)
+            value = _number(name, getattr(self, name))
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
         for name in ("label_smoothing", "ema_decay", "random_erasing"):
-            value = getattr(self, name)
+            value = _number(name, getattr(self, name))
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
         if not self.min_lr < self.lr:
@@ -154,6 +157,24 @@ class TrainConfig:
     def course(self) -> dict[str, Any]:
         """Return the options that decide what is computed, which a continuation must repeat."""
         return {k: v for k, v in self.as_saved().items() if k not in FREE_ON_RESUME}
+
+
+def _plain(value: Any) -> Any:
+    """Return a path as text, a number of NumPy's as Python's, a list as a tuple.
+
+    Those can be written to a checkpoint, read back and compared.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return value
 
 
 def _integer(name: str, value: object, *, at_least: int) -> None:

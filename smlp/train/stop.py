@@ -23,6 +23,8 @@ def stop_requests() -> Iterator[list[str]]:
         yield received
         return
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
+    # A shell starts what it runs in the background without an ear for its own Ctrl-C.
+    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -32,7 +34,7 @@ def stop_requests() -> Iterator[list[str]]:
         received.append(signal.Signals(number).name)
         restore()
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, receive)
     try:
         yield received

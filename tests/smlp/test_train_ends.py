@@ -92,6 +92,18 @@ def test_the_second_signal_acts_as_ever() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_requests() as requests:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert requests == ["SIGTERM"]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("every", [0, 2])
 def test_weights_that_stop_being_numbers_in_the_last_step_are_noticed(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -157,6 +169,12 @@ def test_a_folder_that_may_not_be_made(
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert main(["train", *TINY.split(), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"smlp train: {tmp_path / 'out'}: Permission denied\n"
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.partial").mkdir()
+    with pytest.raises(OSError, match=r"Is a directory: '.*/last\.pt'"):
+        checkpoint.save(tmp_path / "last.pt", {})
 
 
 @pytest.mark.parametrize("full", ["last.pt", "model.pt", "log.csv", "epochs.csv"])

@@ -27,7 +27,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three of scikit-learn's digits as PNG files of 16 x 24 pixels."""
+    """Three of scikit-learn's digits as 16-bit PNG files of 16 x 24 pixels."""
     from sklearn.datasets import load_digits
 
     root, bunch = tmp_path_factory.mktemp("digits"), load_digits()
@@ -36,8 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, pixels in enumerate(of_label[:40]):
             path = root / ("train" if i < 30 else "val") / str(label)
             path.mkdir(parents=True, exist_ok=True)
-            grey = Image.fromarray((pixels * 15).astype(np.uint8)).resize((24, 16))
-            grey.convert("RGB").save(path / f"{i}.png")
+            grey = np.asarray(Image.fromarray((pixels * 15).astype(np.uint8)).resize((24, 16)))
+            Image.fromarray(grey.astype(np.uint16) * 257).save(path / f"{i}.png")  # of 16 bits
     return root
 
 
@@ -98,8 +98,10 @@ def test_held_out_images_are_centre_crops(folder: Path, tmp_path: Path) -> None:
     images, labels = next(source.test_batches())
     first = min((folder / "val" / "0").iterdir(), key=str)
     with Image.open(first) as file:
-        picture = file.convert("RGB")  # 24 x 16: at 16 pixels of height nothing is resized
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[1:15, 5:19]
+        grey = np.asarray(file, dtype=np.float32) / (
+            2**16 - 1
+        )  # 24 x 16: at 16 rows nothing is resized
+    pixels = torch.from_numpy(grey)[1:15, 5:19, None].expand(-1, -1, 3)
     expected = ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
     assert labels[0] == 0
     torch.testing.assert_close(images[0], expected, atol=1e-5, rtol=1e-5)

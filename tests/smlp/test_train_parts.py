@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -257,6 +258,29 @@ def test_impossible_options_are_refused_by_name(options: dict[str, Any], message
 def test_a_count_has_to_be_an_integer() -> None:
     with pytest.raises(TypeError, match=r"epochs: expected an integer, got 2\.5"):
         TrainConfig(epochs=2.5)  # type: ignore[arg-type]
+
+
+def test_a_number_has_to_be_one() -> None:
+    with pytest.raises(TypeError, match=r"lr: expected a number, got '0\.1'"):
+        TrainConfig(lr="0.1")  # type: ignore[arg-type]
+
+
+def test_what_python_code_passes_is_kept_as_a_checkpoint_needs_it() -> None:
+    brought: Any = {
+        "out": Path("runs/x"),
+        "data": Path("images"),
+        "init": Path("model.pt"),
+        "depth": [2, np.int64(4)],
+        "epochs": np.int32(3),
+        "lr": np.float64(0.1),
+        "image_size": [32, 64],
+    }
+    plain: Any = {"out": "runs/x", "data": "images", "init": "model.pt", "depth": (2, 4)}
+    config = TrainConfig(**brought)
+    assert config == TrainConfig(**plain, epochs=3, lr=0.1, image_size=(32, 64))
+    assert config.depth is not None
+    assert {type(value) for value in (config.epochs, *config.depth)} == {int}
+    assert type(config.lr) is float
 
 
 def test_the_command_line_has_every_option_with_its_default() -> None:
