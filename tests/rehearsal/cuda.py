@@ -119,6 +119,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "reset_peak_memory_stats": lambda device=None: None,
     "mem_get_info": lambda device=None: (FREE_BYTES, PROPERTIES.total_memory),
     "empty_cache": synchronize,
+    "get_rng_state": lambda device="cuda": torch.get_rng_state(),
+    "set_rng_state": lambda new_state, device="cuda": None,
     "manual_seed": lambda seed: None,
     "manual_seed_all": lambda seed: None,
     "_sleep": lambda cycles: None,

@@ -96,6 +96,17 @@ def test_demo(tmp_path: Path) -> None:
     assert data["reference"]["peak_bytes"] == 1000
 
 
+def test_training(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs the demo extra")
+    command = ("-m", "smlp.train", "--out", str(tmp_path / "run"), "--no-progress")
+    small = "--d-model 8 --depth 2,1 --batch-size 128 --warmup-epochs 0 --epochs 1"
+    printed = run(
+        *command, *small.split(), "--device", "cuda", "--amp", "bf16", "--fused", "--compile"
+    )
+    assert "on cuda:0 (NVIDIA H100 80GB HBM3)" in printed
+    assert "epoch 2 of 2" in run(*command, "--resume", "--epochs", "2")
+
+
 def test_numerics(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- begin: python -m benchmarks.numerics -->\n<!-- end -->\n")
