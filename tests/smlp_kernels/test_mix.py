@@ -187,6 +187,26 @@ def test_precision_follows_the_float32_matmul_setting(setting: str) -> None:
     assert launch.input_precision(torch.float64) == "ieee"
 
 
+# Relative errors of the formula in TF32, by hardware that rounds operands or that truncates them.
+LEAST_OF_TF32, MOST_OF_TF32 = 16 * EPS[torch.float32], 3 * TF32_EPS
+
+
+@pytest.mark.parametrize("half", [0x1000, 0], ids=["rounding", "truncating"])
+def test_bounds_of_tf32_are_those_of_any_hardware(half: int) -> None:
+    def tf32(operand: torch.Tensor) -> torch.Tensor:
+        bits = operand.float().contiguous().view(torch.int32) + half & ~0x1FFF
+        return bits.view(torch.float32).double()
+
+    exact = to_float64(Case(1, 28, 28, 192).arguments(torch.float32))
+    x, proj_h, bias_h, proj_w, bias_w, fuse, bias = exact
+    x_h = torch.einsum("hk,bckw->bchw", tf32(proj_h), tf32(x)) + bias_h[:, None]
+    x_w = torch.einsum("wk,bchk->bchw", tf32(proj_w), tf32(x)) + bias_w
+    branches = tf32(torch.cat([x_h, x_w, x], 1))
+    y = torch.einsum("oc,bchw->bohw", tf32(fuse).flatten(1), branches) + bias[:, None, None]
+    expected = formula(*exact)
+    assert LEAST_OF_TF32 < (y - expected).norm() / expected.norm() < MOST_OF_TF32 / 1.5
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("matmul_setting")
 @pytest.mark.parametrize("allowed", [False, True])
@@ -196,8 +216,7 @@ def test_tf32_values(allowed: bool) -> None:
     exact = formula(*to_float64(arguments))
     error = (fused_smlp(*arguments).double() - exact).norm() / exact.norm()
     if allowed:
-        # operands rounded to TF32 make 0.23 of this unit, truncated ones 1.8: hardware has either
-        assert 4 * EPS[torch.float32] < error < 3 * TF32_EPS
+        assert LEAST_OF_TF32 < error < MOST_OF_TF32
     else:
         assert error < 16 * EPS[torch.float32]
 
