@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from smlp_kernels.kernels.mix import load_matrix
-from smlp_kernels.launch import PLANS, Plan
+from smlp_kernels.launch import PLANS, Plan, Strides
 
 
 @triton.jit(do_not_specialize=["lines", "programs", "first"])  # a new batch size: no new kernel
@@ -140,7 +140,7 @@ AXIS_TABLE = (
     AxisRow(None, 4, 32, 1024, 2, 660),
     AxisRow(None, 4, 64, 1024, 8, 264),
     AxisRow(None, 8, 16, 512, 2, 792),
-    AxisRow(None, 8, 32, 512, 2, 660),
+    AxisRow(None, 8, 32, 512, 4, 660),
     AxisRow(None, 8, 64, 1024, 8, 264),
 )
 
@@ -191,6 +191,11 @@ class Axis(NamedTuple):
     precision: str
 
     @property
+    def is_needed(self) -> bool:
+        """Whether anything is to be computed."""
+        return self.need_x or self.need_proj or self.need_fuse
+
+    @property
     def partial(self) -> tuple[int, int]:
         """Shape of the partial results."""
         size = self.size[1 if self.along_h else 2]
@@ -198,10 +203,15 @@ class Axis(NamedTuple):
 
 
 @functools.lru_cache(PLANS)
-def axis_grad_plan(axis: Axis, pixels: int, first: bool, proj_strides: tuple[int, ...]) -> Plan:
-    """The plan of ``axis_grad_kernel`` for a chunk of the batch, the first or a later one."""
+def axis_grad_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Plan | None:
+    """The plan of ``axis_grad_kernel`` for a chunk of the batch, the first or a later one.
+
+    None where there is nothing to do, or no tile to do it with.
+    """
     channels, height, width = axis.size
     tile = axis.tile
+    if tile is None or not axis.is_needed:
+        return None
     return Plan(
         axis_grad_kernel,
         axis.programs,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis_grad import Axis, axis_grad_plan, axis_tile
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
-from smlp_kernels.launch import PLANS, Call, Plan, dense, in_type_of, input_precision
+from smlp_kernels.launch import PLANS, Call, Plan, Strides, dense, in_type_of, input_precision
 from smlp_kernels.weights import Weights
 
 CHUNK_BYTES = 33 * 2**20  # of scratch memory, unless a single image takes more
@@ -52,14 +52,22 @@ def mix_backward(
         launch: is given every call of a kernel, in order.
     """
     grads = empty_grads(x, weights, needed)
-    if not (any(needed) and len(x)):
-        return tuple(grad.zero_() for grad in grads)
     dx = grads[0]
-    rows = (is_rows(dy), is_rows(x), is_rows(dx))
-    plan = backward_plan(x.shape, rows, needed, x.dtype, input_precision(x.dtype), arch)
-    start, end = plan.branches
+    if not (any(needed) and x.shape[0]):
+        return tuple(grad.zero_() for grad in grads)
     proj_h, proj_w, fuse = in_type_of(x, weights.proj_h, weights.proj_w, weights.fuse)
-    fuse = fuse.reshape(len(fuse), -1)[:, start:end]
+    plan = backward_plan(
+        x.shape,
+        Rows(is_rows(dy), is_rows(x), is_rows(dx)),
+        needed,
+        (proj_h.stride(), proj_w.stride()),
+        x.dtype,
+        input_precision(x.dtype),
+        arch,
+    )
+    start, end = plan.branches
+    if fuse.dim() != 2 or end - start != fuse.shape[1]:
+        fuse = fuse.reshape(fuse.shape[0], -1)[:, start:end]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     matrix = x.new_empty(plan.matrix)
     total = x.new_empty(plan.total, dtype=acc)
@@ -70,31 +78,31 @@ def mix_backward(
         (plan.w, proj_w, dense(weights.bias_w), partial_w),
     )
 
-    def add_chunk(first: int) -> None:
+    def add_chunk(chunk: Chunk) -> None:
         """The gradient of x for some images, and their part in those of the weights."""
-        dy_rows = rows_of(dy, first, plan.images)
-        x_rows = rows_of(x, first, plan.images) if plan.reads_x else None
+        dy_rows = chunk.rows_of(dy, plan.rows.dy)
+        x_rows = chunk.rows_of(x, plan.rows.x) if plan.reads_x else None
         dx_rows = None
         if needed.x:
-            dx_rows = rows_of(dx, first, plan.images) if rows[2] else torch.empty_like(dy_rows)
-        g = matrix[: len(dy_rows)]
+            dx_rows = chunk.rows_of(dx, True) if plan.rows.dx else torch.empty_like(dy_rows)
+        g = matrix[: chunk.pixels] if chunk.is_short else matrix
         if end:
             torch.mm(dy_rows, fuse, out=g[:, start:end])
         for axis, proj, bias, partial in axes:
             tensors = (g, x_rows, None if axis.along_h else dx_rows, proj, bias)
-            if axis.tile is None:
-                axis_by_products(axis, *tensors, partial, first == 0)
-            elif axis.need_x or axis.need_proj or axis.need_fuse:
-                axis_plan = axis_grad_plan(axis, len(g), first == 0, proj.stride())
+            axis_plan = chunk.h if axis.along_h else chunk.w
+            if axis_plan is not None:
                 launch(Call(axis_plan, (*tensors, partial if axis.need_proj else None)))
+            elif axis.is_needed:
+                axis_by_products(axis, *tensors, partial, chunk.is_first)
         if needed.fuse:
-            add_product(total, dy_rows.t(), g, first == 0)
-        if dx_rows is not None and not rows[2]:
+            add_product(total, dy_rows.t(), g, chunk.is_first)
+        if dx_rows is not None and not plan.rows.dx:
             images = dx_rows.unflatten(0, (-1, *dx.shape[2:]))
-            dx[first : first + plan.images] = images.movedim(3, 1)
+            dx[chunk.first : chunk.end] = images.movedim(3, 1)
 
-    for first in range(0, len(x), plan.images):
-        add_chunk(first)
+    for chunk in plan.chunks:
+        add_chunk(chunk)
     if plan.reads_x:
         launch(Call(plan.sums, (partial_h, partial_w, total, *grads[1:])))
     return grads
@@ -110,10 +118,47 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
     return tuple(grads)
 
 
+class Rows(NamedTuple):
+    """Which tensors are dense matrices [pixels, C]; others are copied, a chunk at a time."""
+
+    dy: bool
+    x: bool
+    dx: bool
+
+
+def is_rows(x: Tensor) -> bool:
+    """Whether [B, C, H, W] is a dense matrix [pixels, C]."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+class Chunk(NamedTuple):
+    """Some images of a batch."""
+
+    first: int  # images
+    end: int
+    pixels: int
+    channels: int
+    is_first: bool
+    is_short: bool  # of fewer images than the others
+    h: Plan | None  # of axis_grad_kernel, if it runs
+    w: Plan | None
+
+    def rows_of(self, x: Tensor, is_rows: bool) -> Tensor:
+        """Its part of [B, C, H, W] as a dense matrix [pixels, C]: a view if it is one."""
+        channels = self.channels
+        if is_rows:
+            offset = x.storage_offset()
+            if self.first:
+                offset += self.first * x.stride(0)
+            return x.as_strided((self.pixels, channels), (channels, 1), offset)
+        return x[self.first : self.end].permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+
+
 class BackwardPlan(NamedTuple):
     """All of a backward but the tensors."""
 
-    images: int  # of a chunk
+    rows: Rows
+    chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
     total: tuple[int, int]  # shape of the second product
@@ -126,26 +171,23 @@ class BackwardPlan(NamedTuple):
 @functools.lru_cache(PLANS)
 def backward_plan(
     shape: torch.Size,
-    rows: tuple[bool, bool, bool],
+    rows: Rows,
     needed: Needed,
+    proj_strides: tuple[Strides, Strides],
     dtype: torch.dtype,
     precision: str,
     arch: int,
 ) -> BackwardPlan:
-    """The plan for tensors of which dy, x and dx are ``rows`` or have to be copied.
-
-    A batch has as few chunks as ``CHUNK_BYTES`` allow, of equal sizes.
-    """
+    """A batch has as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
     batch, channels, height, width = shape
     columns = triton.cdiv(3 * channels + 1, 8) * 8  # a row starts at a multiple of 16 bytes
     reads_x = any(needed[1:])
     tile_h = axis_tile(height, channels, dtype, arch)
     tile_w = axis_tile(width, channels, dtype, arch)
-    copies = [not r and wanted for r, wanted in zip(rows, (True, reads_x, needed.x), strict=True)]
-    scratch = columns + channels * sum(copies)
+    copies = (not rows.dy) + (reads_x and not rows.x) + (needed.x and not rows.dx)
     if tile_h is None or tile_w is None:
-        scratch += 4 * channels  # of axis_by_products
-    image_bytes = height * width * scratch * dtype.itemsize
+        copies += 4  # of axis_by_products
+    image_bytes = height * width * (columns + copies * channels) * dtype.itemsize
     images = triton.cdiv(batch, triton.cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))
 
     def axis_of(along_h: bool) -> Axis:
@@ -165,11 +207,22 @@ def backward_plan(
             precision=precision,
         )
 
+    h, w = axis_of(along_h=True), axis_of(along_h=False)
+
+    def chunk_of(first: int) -> Chunk:
+        end = min(first + images, batch)
+        pixels = (end - first) * height * width
+        plans = (
+            axis_grad_plan(axis, pixels, first == 0, strides)
+            for axis, strides in zip((h, w), proj_strides, strict=True)
+        )
+        return Chunk(first, end, pixels, channels, first == 0, end - first < images, *plans)
+
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
-    h, w = axis_of(along_h=True), axis_of(along_h=False)
     return BackwardPlan(
-        images=images,
+        rows=rows,
+        chunks=tuple(map(chunk_of, range(0, batch, images))),
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),
         total=(channels if needed.fuse else 0, columns),
@@ -178,20 +231,6 @@ def backward_plan(
         reads_x=reads_x,
         sums=weight_sums_plan(h.size, columns, h.partial[0], w.partial[0], needed.fuse),
     )
-
-
-def is_rows(x: Tensor) -> bool:
-    """Whether [B, C, H, W] is a dense matrix [pixels, C]."""
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def rows_of(x: Tensor, first: int, images: int) -> Tensor:
-    """Images from ``first`` as a dense matrix [pixels, C]: a view if ``is_rows``, else a copy."""
-    batch, channels, height, width = x.shape
-    if is_rows(x):
-        image, pixels = height * width * channels, min(images, batch - first) * height * width
-        return x.as_strided((pixels, channels), (channels, 1), x.storage_offset() + first * image)
-    return x[first : first + images].permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
