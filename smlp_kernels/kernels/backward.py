@@ -168,6 +168,11 @@ class BackwardPlan(NamedTuple):
     sums: Plan
 
 
+def matrix_columns(channels: int) -> int:
+    """Of the matrix between the products: every row starts at a multiple of 16 bytes."""
+    return triton.cdiv(3 * channels + 1, 8) * 8
+
+
 @functools.lru_cache(PLANS)
 def backward_plan(
     shape: torch.Size,
@@ -180,7 +185,7 @@ def backward_plan(
 ) -> BackwardPlan:
     """A batch has as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
     batch, channels, height, width = shape
-    columns = triton.cdiv(3 * channels + 1, 8) * 8  # a row starts at a multiple of 16 bytes
+    columns = matrix_columns(channels)
     reads_x = any(needed[1:])
     tile_h = axis_tile(height, channels, dtype, arch)
     tile_w = axis_tile(width, channels, dtype, arch)

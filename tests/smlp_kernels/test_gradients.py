@@ -1,6 +1,7 @@
 """Every gradient, of first and second order, against the formula in float64."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from smlp.functional import smlp
 from smlp_kernels import fused_smlp, launch, mix_launch, ops
+from smlp_kernels.aot_report import STAGES
+from smlp_kernels.kernels import backward
 from smlp_kernels.weights import Weights
-from tests.smlp_kernels.oracle import EPS, NAMES, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
 
 Block = Callable[..., Tensor]
 CASES = [
@@ -20,6 +23,7 @@ CASES = [
     Case(1, 13, 11, 17, bias=False),
     Case(1, 70, 9, 3),
     Case(2, 5, 66, 3),
+    Case(1, 3, 140, 2),  # no tile of any type holds this axis
     Case(9, 4, 2, 70),
 ]
 DTYPES = [
@@ -158,6 +162,83 @@ def test_empty_batch_has_zero_weight_gradients() -> None:
     for argument, grad in zip(arguments, grads, strict=True):
         assert grad.shape == argument.shape
         assert torch.equal(grad, torch.zeros_like(argument))
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backward takes two images at a time of blocks of 24 channels and 14 x 9 in float64."""
+    image = 14 * 9 * backward.matrix_columns(24) * 8
+    monkeypatch.setattr(backward, "CHUNK_BYTES", 2 * image)
+    backward.backward_plan.cache_clear()
+    yield
+    backward.backward_plan.cache_clear()
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_batches_in_chunks(dtype: torch.dtype, layout: str) -> None:
+    case = Case(5, 14, 9, 24)
+    arguments = wanting(case.arguments(dtype, layout))
+    dy = case.arguments(dtype, layout, seed=1)[0]
+    exact = gradients(formula, to_float64(arguments), dy.double())
+    peer = gradients(smlp, arguments, dy)
+    actual = gradients(fused_smlp, arguments, dy)
+    for name, a, e, p in zip(NAMES, actual, exact, peer, strict=True):
+        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=case.reduction(name))
+    for a, again in zip(actual, gradients(fused_smlp, arguments, dy), strict=True):
+        assert torch.equal(a, again)
+
+
+@pytest.mark.usefixtures("chunks")
+def test_axes_of_no_tile_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward, "axis_tile", lambda *_: None)
+    case = Case(5, 14, 9, 24)
+    arguments = wanting(case.arguments(torch.float64))
+    dy = case.arguments(torch.float64, seed=1)[0]
+    exact = gradients(formula, to_float64(arguments), dy)
+    for name, a, e in zip(NAMES, gradients(fused_smlp, arguments, dy), exact, strict=True):
+        assert_close(a, e, None, eps=EPS[torch.float64], name=name, reduction=case.reduction(name))
+
+
+@pytest.mark.parametrize("size", [9, 140])
+def test_bad_values_stay_in_their_image(size: int) -> None:
+    arguments = wanting(Case(4, 5, size, 3).arguments(torch.float32), ("x", "weight_h"))
+    dy = Case(4, 5, size, 3).arguments(torch.float32, seed=1)[0]
+    dy[1, 0, -1, -1] = torch.nan
+    dx, _ = gradients(fused_smlp, arguments, dy)
+    exact, _ = gradients(formula, to_float64(arguments), dy.double())
+    assert torch.equal(dx.isnan(), exact.isnan())
+    assert bool(dx[1].isnan().any()) and not bool(dx[[0, 2, 3]].isnan().any())
+
+
+def test_backward_inside_autocast_computes_in_the_type_of_x() -> None:
+    case = Case(2, 5, 70, 7)  # of which one axis is left to PyTorch's products
+    arguments = wanting(case.arguments(torch.float32))
+    dy = case.arguments(torch.float32, seed=1)[0]
+    expected = gradients(fused_smlp, arguments, dy)
+    y = fused_smlp(*arguments)
+    with torch.autocast(DEVICE, torch.float16):
+        actual = torch.autograd.grad(y, arguments, dy)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_scratch_memory_is_bounded() -> None:
+    """At every stage, in every layout: one chunk and what is copied for it."""
+    for (height, width, channels), rows in itertools.product(
+        STAGES, itertools.product([True, False], repeat=3)
+    ):
+        plan = backward.backward_plan(
+            torch.Size((128, channels, height, width)), backward.Rows(*rows),
+            backward.Needed(True, True, True, True), ((height, 1), (width, 1)),
+            torch.bfloat16, "ieee", 90,
+        )  # fmt: skip
+        copies = channels * sum(not is_rows for is_rows in rows)
+        assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= backward.CHUNK_BYTES
+        assert sum(chunk.pixels for chunk in plan.chunks) == 128 * height * width
+        if all(rows) and height <= 14:
+            assert 4 * len(plan.chunks) + 1 <= 9  # launches
 
 
 def test_64_bit_offsets_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

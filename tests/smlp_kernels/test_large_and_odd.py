@@ -182,6 +182,17 @@ def test_negative_views(argument: int) -> None:
     assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
 
 
+def test_negative_gradient() -> None:
+    arguments = [a.requires_grad_() for a in Case(2, 3, 4, 2).arguments(torch.float64)]
+    dy = Case(2, 3, 4, 2).arguments(torch.float64, seed=1)[0]
+    expected = torch.autograd.grad(fused_smlp(*arguments), arguments, dy)
+    negative = torch.complex(torch.zeros_like(dy), -dy).conj().imag
+    assert negative.is_neg()
+    actual = torch.autograd.grad(fused_smlp(*arguments), arguments, negative)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
 def test_gradient_that_is_no_memory() -> None:
     """Autograd hands on zeros without storage."""
     arguments = [a.requires_grad_() for a in Case(2, 3, 4, 2).arguments(torch.float64)]
