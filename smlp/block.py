@@ -4,13 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from smlp.functional import mix_and_fuse
 from smlp.sizes import positive_int
 
 
-class AxisMixing(nn.Module):
+class Unscripted(nn.Module):
+    """Base of modules that ``torch.jit.script`` does not compile, which says so in one sentence."""
+
+    def __prepare_scriptable__(self) -> nn.Module:  # what torch.jit.script asks for first
+        raise TypeError(
+            f"obj: expected a module that torch.jit.script compiles, got {type(self).__name__}, "
+            "whose checks and patterns TorchScript has no words for; "
+            "torch.jit.trace(model.eval(), images) records it, and so does torch.export.export"
+        )
+
+
+class AxisMixing(Unscripted):
     """Base of the blocks that mix pixels by linear layers along an axis, which fix its length.
 
     A subclass has one or both of them, called ``proj_h`` and ``proj_w``, of sizes H and W.
@@ -114,32 +126,36 @@ class SMLPBlock(AxisMixing):
 
     def check_input(self, x: Tensor) -> None:
         """Raise the errors that :meth:`forward` documents; returns quietly when ``x`` fits."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
-        require_dense("x", x)
-        if x.dim() != 4 or x.shape[1:] != (self.channels, self.height, self.width):
-            raise ValueError(
-                f"x: expected shape [B, {self.channels}, {self.height}, {self.width}], "
-                f"got {list(x.shape)}"
-            )
-        weight = self.fuse.weight
-        if x.device != weight.device:
-            raise ValueError(
-                f"x: expected the parameters' device {weight.device}, got {x.device}; "
-                "move one of them with .to()"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
-        if x.dtype != weight.dtype and (
-            x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)
-        ):  # meta: asking about autocast there is an error
-            raise TypeError(
-                f"x: expected the parameters' dtype {weight.dtype}, got {x.dtype}; "
-                "convert one of them with .to() or run under torch.autocast"
-            )
+        _check_input(x, self.fuse.weight, (self.channels, self.height, self.width))
 
     def extra_repr(self) -> str:
         return f"height={self.height}, width={self.width}, channels={self.channels}"
+
+
+def _check_input(x: Tensor, weight: Tensor, size: tuple[int, int, int]) -> None:
+    """Raise the errors of :meth:`SMLPBlock.check_input`; ``size`` is C, H, W."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    require_dense("x", x)
+    if x.dim() != 4 or x.shape[1:] != size:
+        raise ValueError(f"x: expected shape [B, {', '.join(map(str, size))}], got {list(x.shape)}")
+    if x.device != weight.device:
+        raise ValueError(
+            f"x: expected the parameters' device {weight.device}, got {x.device}; "
+            "move one of them with .to()"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+    if x.dtype != weight.dtype and (
+        x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)
+    ):  # meta: asking about autocast there is an error
+        raise TypeError(
+            f"x: expected the parameters' dtype {weight.dtype}, got {x.dtype}; "
+            "convert one of them with .to() or run under torch.autocast"
+        )
+
+
+torch.fx.wrap("_check_input")  # a call in the graph: it looks at values that have to be there
 
 
 def require_dense(name: str, tensor: Tensor) -> None:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+
+torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
 
 
 def smlp(
@@ -54,3 +57,42 @@ def mix_and_fuse(
     # under autocast the projections come in its type, and so will the convolution take x
     identity = x.to(x_w.dtype)
     return fuse(torch.cat([rearrange(x_h, "b c w h -> b c h w"), x_w, identity], dim=1))
+
+
+class Rearrange(nn.Module):
+    """einops' ``rearrange`` as a module; unlike einops' own, ``torch.fx`` can trace it.
+
+    Args:
+        pattern: of ``rearrange``.
+        sizes: of axes in it.
+    """
+
+    def __init__(self, pattern: str, **sizes: int) -> None:
+        super().__init__()
+        self.pattern, self.sizes = pattern, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` rearranged."""
+        return rearrange(x, self.pattern, **self.sizes)
+
+    def extra_repr(self) -> str:
+        return ", ".join([repr(self.pattern), *(f"{k}={v}" for k, v in self.sizes.items())])
+
+
+class PixelMean(nn.Module):
+    """The mean over all pixels.
+
+    Args:
+        axes: height and width among the axes of the input.
+    """
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C]``."""
+        return x.mean(self.axes)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.axes))

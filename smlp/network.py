@@ -6,16 +6,20 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
+from smlp.block import Unscripted
 from smlp.sizes import Size, as_pair, check_images, positive_int, positive_ints, stage_sizes
 
+torch.fx.wrap("check_images")  # a call in the graph: it looks at values that have to be there
 
-class PyramidNetwork(nn.Module):
+
+class PyramidNetwork(Unscripted):
     """Base of the networks: stages that halve the feature map and double its channels, then a head.
 
     A subclass builds its modules, with the layers of a stage in :class:`Layers`, and ``mlp_head``,
@@ -88,7 +92,8 @@ class PyramidNetwork(nn.Module):
             Logits, ``[B, num_classes]``.
 
         Raises:
-            TypeError: if ``x`` is no floating-point tensor.
+            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype (of any under
+                autocast).
             ValueError: if its shape is another.
         """
         return self.mlp_head(self.feature_maps(x)[-1])
@@ -103,15 +108,15 @@ class PyramidNetwork(nn.Module):
             One ``[B, channels[s], *sizes[s]]`` per stage s.
 
         Raises:
-            TypeError: if ``x`` is no floating-point tensor.
+            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype (of any under
+                autocast).
             ValueError: if its shape is another.
         """
         return self.feature_maps(x)
 
     def feature_maps(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
         """As :meth:`forward_features`, of the first stages alone if their number is given."""
-        hint = "; smlp.resize adapts a model to another image size"
-        check_images(x, self.in_channels, self.image_size, hint)
+        check_images(x, self.in_channels, self.image_size, next(self.parameters(), None))
         return self.run_stages(x, len(self.depth) if stages is None else stages)
 
     def run_stages(self, x: Tensor, stages: int) -> list[Tensor]:
@@ -172,7 +177,7 @@ def _without_statistics(layer: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-class FeaturePyramid(nn.Module):
+class FeaturePyramid(Unscripted):
     """A network as a backbone: images in, the feature maps of some stages out.
 
     The network's head is removed from it, so that every parameter gets a gradient
@@ -210,7 +215,8 @@ class FeaturePyramid(nn.Module):
         """Map ``[B, in_channels, *image_size]`` to one feature map per stage asked for.
 
         Raises:
-            TypeError: if ``x`` is no floating-point tensor.
+            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype (of any under
+                autocast).
             ValueError: if its shape is another.
         """
         features = self.network.feature_maps(x)

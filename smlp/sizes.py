@@ -104,17 +104,51 @@ def stage_sizes(image_size: Size, patch_size: Size, stages: int) -> list[tuple[i
     return [(height >> stage, width >> stage) for stage in range(stages)]
 
 
-def check_images(x: Tensor, channels: int, size: tuple[int, int], hint: str = "") -> None:
+def check_images(
+    x: Tensor, channels: int, size: tuple[int, int], weight: Tensor | None = None
+) -> None:
     """Check a batch of images against what a network was built for.
 
+    Args:
+        x: the images.
+        channels: of each.
+        size: their height and width.
+        weight: one of the network's weights, whose dtype they have to have; None for any dtype.
+
     Raises:
-        TypeError: if ``x`` is no floating-point tensor.
+        TypeError: if ``x`` is no floating-point tensor of that dtype.
         ValueError: if its shape is not ``[B, channels, *size]``.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if x.dim() != 4 or tuple(x.shape[1:]) != (channels, *size):
         expected = f"[B, {channels}, {size[0]}, {size[1]}]"
+        hint = _shape_hint(tuple(x.shape), channels, size)
         raise ValueError(f"x: expected shape {expected}, got {list(x.shape)}{hint}")
     if not torch.is_floating_point(x):
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+    if weight is None or x.dtype == weight.dtype or weight.dtype not in _COMPUTED:
+        return
+    device = x.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # an error to ask on meta
+    if not autocast or torch.float64 in (x.dtype, weight.dtype):  # which autocast leaves alone
+        raise TypeError(
+            f"x: expected images of the parameters' dtype {weight.dtype}, got {x.dtype}; convert "
+            "one of them with .to()" + ("" if autocast else " or run under torch.autocast")
+        )
+
+
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _shape_hint(shape: tuple[int, ...], channels: int, size: tuple[int, int]) -> str:
+    """What would make images of another shape fit."""
+    if shape == (channels, *size):
+        return "; x.unsqueeze(0) makes a batch of one image"
+    if shape == (*size, channels):
+        return "; x.permute(2, 0, 1).unsqueeze(0) makes a batch of one image with channels last"
+    if len(shape) == 4 and shape[1:] == (*size, channels):
+        return "; x.permute(0, 3, 1, 2) puts the channels first"
+    if len(shape) == 4 and shape[1] == channels:
+        return "; smlp.resize adapts a model to another image size"
+    return ""

@@ -5,13 +5,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch.fx
 from einops import rearrange
-from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
 from smlp.block import SMLPBlock
+from smlp.functional import PixelMean
 from smlp.network import Layers, PyramidNetwork
 from smlp.sizes import Size, rate
+
+torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
 
 BuildBlock = Callable[[int, int, int], nn.Module]
 """Builds what mixes the pixels of a layer from the height, width and channels of its map."""
@@ -37,11 +40,11 @@ class DropPath(nn.Module):
         self.drop_rate = rate("drop_rate", drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` with random samples (axis 0) zeroed in training, of the same shape."""
+        """Return ``x`` [B, C, H, W] with random samples zeroed in training, of the same shape."""
         if not self.training or self.drop_rate == 0.0:
             return x
         keep = 1.0 - self.drop_rate
-        mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+        mask = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep)
         return x * (mask / keep)
 
     def extra_repr(self) -> str:
@@ -163,7 +166,7 @@ class SMLPNet(PyramidNetwork):
             inputs, step = channels, (2, 2)
         self.mlp_head = nn.Sequential(
             nn.BatchNorm2d(self.channels[-1]),
-            Reduce("b c h w -> b c", "mean"),
+            PixelMean(2, 3),
             nn.Linear(self.channels[-1], num_classes),
         )
 

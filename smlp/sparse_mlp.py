@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
 from smlp.block import SMLPBlock
+from smlp.functional import PixelMean, Rearrange
 from smlp.network import Layers, PyramidNetwork
 from smlp.sizes import Size, rate
 
@@ -176,7 +176,7 @@ class SparseMLP(PyramidNetwork):
         self.mlp_head = nn.Sequential(
             Rearrange("b c h w -> b h w c"),
             nn.LayerNorm(self.channels[-1]),
-            Reduce("b h w c -> b c", "mean"),
+            PixelMean(1, 2),
             nn.Linear(self.channels[-1], num_classes),
         )
 

@@ -16,15 +16,19 @@ network may be folded is for :mod:`smlp_kernels.foldable` to say.
 import copy
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smlp import SMLPBlock
+from smlp.block import Unscripted
 from smlp.functional import smlp
 from smlp_kernels.functional import fused_smlp
 
+torch.fx.wrap("fused_smlp")  # a call in the graph: it looks at values that have to be there
 
-class PlainFoldedSMLPBlock(nn.Module):
+
+class PlainFoldedSMLPBlock(Unscripted):
     """``x + block(norm(x))``, BatchNorm in eval mode, as one block on PyTorch's operators.
 
     Maps ``[B, C, H, W]`` of the type of its buffers to the same shape; nothing to train.

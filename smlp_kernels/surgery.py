@@ -76,12 +76,30 @@ def _swap(model: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock]) -> int:
     """The two classes differ in ``forward`` alone, so changing the class is the whole swap."""
     blocks = _blocks_of(model, old)
     for block in blocks:
-        block.__class__ = new
+        block.__class__ = _with_base(type(block), old, new)
     return len(blocks)
 
 
 def _blocks_of(model: nn.Module, kind: type[SMLPBlock]) -> list[nn.Module]:
-    return [module for module in model.modules() if type(module) is kind]
+    return [m for m in model.modules() if type(m) is kind or _is_distributed(type(m), kind)]
+
+
+def _is_distributed(kind: type[nn.Module], base: type[SMLPBlock]) -> bool:
+    """Whether ``fully_shard`` or the like made it of ``base``: the same forward, other hooks."""
+    bases = kind.__bases__
+    return (
+        len(bases) == 2
+        and bases[1] is base
+        and bases[0].__module__.startswith("torch.distributed.")
+        and kind.forward is base.forward
+    )
+
+
+def _with_base(kind: type, old: type[SMLPBlock], new: type[SMLPBlock]) -> type:
+    if kind is old:
+        return new
+    name = kind.__name__.replace(old.__name__, new.__name__)
+    return type(name, (kind.__bases__[0], new), dict(vars(kind)))
 
 
 def _require_module(model: nn.Module) -> None:

@@ -12,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smlp import (
     FeaturePyramid,
+    SMLPBlock,
     SMLPNet,
     SparseMLP,
+    resize,
     smlpnet_base,
     smlpnet_small,
     smlpnet_tiny,
@@ -172,3 +174,66 @@ def feed(x: object) -> Callable[[], Tensor]:
 def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+def built(build: type[SMLPNet] | type[SparseMLP]) -> SMLPNet | SparseMLP:
+    return build(image_size=(8, 16), patch_size=2, num_classes=3, d_model=4, depth=(1, 1))
+
+
+@pytest.mark.parametrize("build", [SMLPNet, SparseMLP])
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ((3, 8, 16), r"; x\.unsqueeze\(0\) makes a batch of one image"),
+        (
+            (8, 16, 3),
+            r"; x\.permute\(2, 0, 1\)\.unsqueeze\(0\) makes a batch of one image with channels.*",
+        ),
+        ((2, 8, 16, 3), r"; x\.permute\(0, 3, 1, 2\) puts the channels first"),
+        ((2, 3, 16, 16), r"; smlp\.resize adapts a model to another image size"),
+        ((2, 1, 8, 16), ""),
+        ((2, 16, 16, 1), ""),
+        ((8, 16), ""),
+    ],
+)
+def test_images_of_another_shape(
+    build: type[SMLPNet] | type[SparseMLP], shape: tuple[int, ...], hint: str
+) -> None:
+    got = re.escape(str(list(shape)))
+    with pytest.raises(ValueError, match=rf"x: expected shape \[B, 3, 8, 16\], got {got}{hint}$"):
+        built(build)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("build", [SMLPNet, SparseMLP])
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_images_of_another_type(
+    build: type[SMLPNet] | type[SparseMLP], weights: torch.dtype, dtype: torch.dtype
+) -> None:
+    model = built(build).to(weights)
+    x = torch.zeros(2, 3, 8, 16, dtype=dtype)
+    if dtype != weights:
+        message = f"x: expected images of the parameters' dtype {weights}, got {dtype}; convert one"
+        with pytest.raises(TypeError, match=f"{message} of them with .to.. or run under"):
+            model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        if (dtype == torch.float64) == (weights == torch.float64):
+            assert model(x).shape == (2, 3)
+        else:
+            with pytest.raises(TypeError, match=r"one of them with \.to\(\)$"):
+                model(x)
+
+
+@pytest.mark.parametrize("build", [SMLPNet, SparseMLP])
+def test_sizes_of_numpy(build: type[SMLPNet] | type[SparseMLP]) -> None:
+    np = pytest.importorskip("numpy")
+    sizes = dict(patch_size=np.int32(2), num_classes=np.uint8(3), d_model=np.int64(4))
+    model = build(image_size=np.array([8, 16]), depth=list(np.array([1, 1])), **sizes)
+    assert model.image_size == (8, 16) and all(type(side) is int for side in model.image_size)
+    assert model(torch.zeros(1, 3, 8, 16)).shape == (1, 3)
+    assert resize(model, np.int64(16)).image_size == (16, 16)
+    block = SMLPBlock(np.int64(2), np.int16(3), np.uint8(4))
+    assert all(type(size) is int for size in (block.height, block.width, block.channels))
+    for bad in (np.float64(2.0), np.bool_(True), "8", torch.tensor(8), np.array([8.0, 8.0])):
+        with pytest.raises(TypeError, match="image_size"):
+            build(image_size=bad)

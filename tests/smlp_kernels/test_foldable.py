@@ -24,6 +24,12 @@ WITH_WEIGHTS = [n for n in SPARSE + PAPER if n.endswith((".0", "proj_h", "fuse",
 WITH_WEIGHTS = [n for n in WITH_WEIGHTS if n not in (CONV, f"{BLOCK}.fn.0")]
 
 
+@pytest.fixture(autouse=True)
+def on_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What folds does not depend on what runs it, and the interpreter takes its time."""
+    monkeypatch.setenv("SMLP_KERNELS_DISABLE", "1")
+
+
 def owner(name: str) -> str:
     """The part that the module is in."""
     return next(part for part in (CONV, BLOCK, LAYER) if name.startswith(part))

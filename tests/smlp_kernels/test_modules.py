@@ -3,10 +3,13 @@
 import copy
 import io
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from smlp import SMLPBlock, SparseMLP
 from smlp_kernels import FusedSMLPBlock, fuse_model, unfuse_model
@@ -199,6 +202,63 @@ def test_a_subclass_with_its_own_forward_is_left_alone() -> None:
     model = nn.Sequential(Negated(2, 2, 2), SMLPBlock(2, 2, 2))
     assert fuse_model(model) == 1
     assert type(model[0]) is Negated
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="shards over a process group of CPUs")
+@pytest.mark.usefixtures("process_group")
+def test_blocks_that_are_sharded_themselves() -> None:
+    torch.manual_seed(0)
+    model = SparseMLP((8, 12), 2, 3, 5, d_model=4, depth=[1, 1]).double()
+    expected = model(images := torch.randn(2, 3, 8, 12).double())
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    blocks = [module for module in model.modules() if isinstance(module, SMLPBlock)]
+    for module in (blocks[0], model):  # one by itself, the other as a part
+        fully_shard(module, mesh=mesh)
+    assert fuse_model(model) == 2
+    assert all(isinstance(module, FusedSMLPBlock) for module in blocks)
+    assert isinstance(blocks[0], FSDPModule) and type(blocks[1]) is FusedSMLPBlock
+    y = model(images)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert unfuse_model(model) == 2
+    assert not any(isinstance(module, FusedSMLPBlock) for module in blocks)
+    torch.testing.assert_close(model(images), y, rtol=1e-10, atol=1e-10)
+
+
+WEIGHTS = [
+    f"{part}.{entry}" for part in ("proj_h", "proj_w", "fuse") for entry in ("weight", "bias")
+]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_weight_has_the_device_and_type_of_the_input(name: str) -> None:
+    """A kernel would read another GPU's memory, or bits of another type, without a word."""
+    case = Case(1, 4, 5, 3)
+    x = case.arguments(torch.float32)[0]
+    part, entry = name.split(".")
+    for change, error, message in (
+        ({"device": "meta"}, ValueError, f"expected the .*device.* {x.device}"),
+        (
+            {"dtype": torch.float16},
+            TypeError,
+            "expected the type of x, torch.float32, got",
+        ),
+    ):
+        module = block(case, torch.float32)
+        weight = getattr(module.get_submodule(part), entry)
+        setattr(module.get_submodule(part), entry, nn.Parameter(weight.to(**change)))
+        named = "x" if name == "fuse.weight" else name
+        expected = message if named != "x" else "expected the parameters' (device|dtype)"
+        with pytest.raises(error, match=f"^{named}: {expected}"):
+            module(x)
 
 
 def test_errors_are_the_plain_blocks() -> None:
