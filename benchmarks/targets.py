@@ -149,7 +149,7 @@ def _tests(result: Result) -> Verdict:
     if not found:
         return target.judge(None)
     remark = f"{found['passed']} passed, {found['skipped']} skipped"
-    if found.get("skips"):  # of those that need the memory
+    if found.get("skips"):
         remark += "; NOT RUN: " + ", ".join(found["skips"])
     if not found["passed"]:  # nothing failed, for nothing ran
         return target.judge(None, remark)

@@ -184,18 +184,19 @@ def test_large_tests_run_first_and_alone_and_a_skip_there_is_told(
         "passed": 1,
         "skipped": 2,
         "failures": {"tests.test_mix::test_bad": "1 != 2"},
-        "skips": {"g::test_big": "needs 30 GiB"},
+        "skips": {"g::test_big": "needs 30 GiB", "tests.test_mix::test_away": "two GPUs"},
     }
     assert list(details({"result": found})) == [
         "tests.test_mix::test_bad: 1 != 2",
         "g::test_big: SKIPPED: needs 30 GiB",
+        "tests.test_mix::test_away: SKIPPED: two GPUs",
     ]
     (verdict,) = (
         one
         for one in targets.verdicts([], lambda name: found if "tests" in name else None)
         if "tests" in one.target.name
     )
-    assert verdict.remark == "1 passed, 2 skipped; NOT RUN: g::test_big"
+    assert verdict.remark == "1 passed, 2 skipped; NOT RUN: g::test_big, tests.test_mix::test_away"
 
 
 def test_the_tests_marked_large_are_those_beyond_31_bits() -> None:
@@ -203,6 +204,21 @@ def test_the_tests_marked_large_are_those_beyond_31_bits() -> None:
     child = run_child([*command, "tests/smlp_kernels/test_gpu.py"], 60)
     names = [line.partition("::")[2] for line in child.stdout.splitlines() if "::" in line]
     assert len(names) == 3 and all("more_than_two_to_the_31_elements" in name for name in names)
+
+
+def test_a_test_file_that_cannot_be_imported_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "test_broken.py").write_text("import a_package_that_is_missing\n")
+    (tmp_path / "test_good.py").write_text(
+        "import pytest\npytestmark = [pytest.mark.gpu, pytest.mark.large]\ndef test(): pass\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu\n  large\n")
+    monkeypatch.setattr(measure_process, "TESTS", (str(tmp_path),))
+    found = measure_process._run_tests(_context(), "gpu and large", 0)
+    assert found["passed"] == 1
+    (message,) = found["failures"].values()
+    assert "collection failure" in message
 
 
 def test_tests_that_are_cut_off_tell_how_far_they_came(

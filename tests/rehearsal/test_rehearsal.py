@@ -53,8 +53,9 @@ def test_gpu_report(tmp_path: Path) -> None:
         results[name] = entry["result"]
     tests = results["tests on the GPU"]
     assert tests["passed"] > 15
-    assert len(tests["skips"]) == 3  # which want more memory than there seems to be
-    assert all(reason.startswith("needs ") for reason in tests["skips"].values())
+    large = [reason for name, reason in tests["skips"].items() if "two_to_the_31" in name]
+    assert len(large) == 3  # which want more memory than there seems to be
+    assert all("GiB of free GPU memory" in reason for reason in large)
     assert results["graph replay"]["replay_equals_call"]
     assert all(error["error"] < 1e-2 for error in results["channel product alone"].values())
 
