@@ -45,8 +45,8 @@ def fused_smlp(
     and ``x_w`` are rounded to the type of ``x`` once, as in PyTorch. Products of float32 are IEEE
     or TF32 as ``torch.backends.cuda.matmul.fp32_precision`` says, which
     ``torch.set_float32_matmul_precision`` and ``allow_tf32`` set too. Bitwise reproducible from run
-    to run. Under autocast ``x`` is converted to the autocast type, and the gradients of float32
-    weights are accumulated and returned in float32.
+    to run (gradients on one stream, as cuBLAS is). Under autocast ``x`` is converted to the
+    autocast type, and the gradients of float32 weights are accumulated and returned in float32.
 
     Args:
         x: ``[B, C, H, W]``, float16, bfloat16, float32 or float64, any strides; B may be 0.

@@ -10,6 +10,7 @@ from torch import Tensor
 from smlp.functional import smlp
 from smlp_kernels import fused_smlp, launch, mix_launch, ops
 from smlp_kernels.aot_report import STAGES
+from smlp_kernels.configs import MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels import backward
 from smlp_kernels.weights import Weights
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
@@ -241,8 +242,20 @@ def test_scratch_memory_is_bounded() -> None:
             assert 4 * len(plan.chunks) + 1 <= 9  # launches
 
 
+def test_offsets_inside_a_chunk_fit_31_bits() -> None:
+    for size in (1, 56, MAX_SIZE):
+        plan = backward.backward_plan(
+            torch.Size((5000, MAX_CHANNELS, size, MAX_SIZE)), backward.Rows(True, True, True),
+            backward.Needed(True, True, True, True), ((size, 1), (MAX_SIZE, 1)),
+            torch.float16, "ieee", 90,
+        )  # fmt: skip
+        assert plan.matrix[0] * plan.matrix[1] <= 2**31 - 1
+        assert sum(chunk.pixels for chunk in plan.chunks) == 5000 * size * MAX_SIZE
+
+
 def test_64_bit_offsets_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = wanting(Case(2, 14, 9, 18).arguments(torch.float32))
+    """Of the input, where no weight learns; chunks of the others need none."""
+    arguments = wanting(Case(2, 14, 9, 18).arguments(torch.float32), ("x",))
     dy = Case(2, 14, 9, 18).arguments(torch.float32, seed=1)[0]
     expected = gradients(fused_smlp, arguments, dy)
     monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
