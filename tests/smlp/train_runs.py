@@ -18,6 +18,8 @@ SMALL = TrainConfig(
     device="cpu",
 )
 
+TINY = "--d-model 4 --depth 1,1 --batch-size 256 --epochs 2 --device cpu"  # five steps an epoch
+
 
 def losses(out: Path) -> list[float]:
     with (out / "log.csv").open(newline="") as file:
