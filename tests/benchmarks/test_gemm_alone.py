@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from benchmarks import gemm_alone
 from benchmarks.gemm_alone import SHAPES, Tile, product, tile_of
+from benchmarks.recorder import Context
+from benchmarks.roofline import Ceilings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -45,6 +49,18 @@ def test_compiles_for_gpus_and_fits_them() -> None:
     assert child.stdout.splitlines() == expected
     # one of them is no power of two, which is what an arange does not take
     assert any(tile_of(shape, 90).columns & (tile_of(shape, 90).columns - 1) for shape in SHAPES)
+
+
+def test_a_wrong_product_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(4, 6), torch.randn(3, 6)
+    monkeypatch.setattr(gemm_alone, "SHAPES", SHAPES[:1])
+    monkeypatch.setattr(gemm_alone, "operands", lambda *_: (x, w))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gemm_alone.timing, "event_us", lambda call: 1.0)
+    context = Context(time.monotonic() + 60, Ceilings(1e12, {"bf16": 1e15}, "invented"))
+    for scale, failures in ((1.0, set()), (1.1, {SHAPES[0].name}), (torch.nan, {SHAPES[0].name})):
+        monkeypatch.setattr(gemm_alone, "product", lambda x, w, tile, s=scale: s * (x @ w.t()))
+        assert gemm_alone.gemm_alone(context)["failures"].keys() == failures
 
 
 def test_bad_weights_are_named() -> None:
