@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -11,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -77,8 +77,7 @@ def warmup(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    blocks = [m for m in model.modules() if isinstance(m, FusedSMLPBlock | FoldedSMLPBlock)]
-    if not blocks:
+    if not fused_blocks(model):
         raise ValueError(
             f"model: expected at least one fused block, found none in {type(model).__name__}; "
             "smlp_kernels.fuse_model swaps them in"
@@ -87,7 +86,7 @@ def warmup(
     if len(sizes) != 4 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"input_shape: expected four positive integers, got {input_shape!r}")
     start = time.perf_counter()
-    operations, reasons = record(model, blocks, sizes, dtype, memory_format, training)
+    operations, reasons = record(model, sizes, dtype, memory_format, training)
     if not operations:
         raise ValueError(
             f"model: expected a fused block that runs on the kernels, found none in "
@@ -98,27 +97,31 @@ def warmup(
     return report
 
 
+def fused_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks inside ``model`` that may run on the kernels."""
+    return [m for m in model.modules() if isinstance(m, FusedSMLPBlock | FoldedSMLPBlock)]
+
+
 def record(
     model: nn.Module,
-    blocks: Sequence[nn.Module],
     input_shape: tuple[int, ...],
     dtype: torch.dtype | None,
     memory_format: torch.memory_format,
     training: bool,
 ) -> tuple[list[Operation], list[str]]:
     """The operators that a step calls, and why blocks call none; nothing is computed."""
-    # keeps the parameters' strides, which the kernels are compiled for
     fake = FakeTensorMode()
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {name: fake.from_tensor(value) for name, value in state.items()}
-    first = next(value for value in state.values() if value.is_floating_point())
+    # A copy without values keeps the strides, which the kernels are compiled for. Not by
+    # functional_call, which leaves such values in modules that are used in two places.
+    with FakeCopyMode(fake):
+        model = copy.deepcopy(model)
+    state = [*model.parameters(), *model.buffers()]
+    first = next(value for value in state if value.is_floating_point())
     reasons: dict[str | None, None] = {}
-    handles = [
+    for block in fused_blocks(model):
         block.register_forward_pre_hook(
             lambda _, arguments: reasons.setdefault(fallback_reason(arguments[0]))
         )
-        for block in blocks
-    ]
     recorder = Recorder()
     # one thread: modes are a thread's own
     with fake, recorder, torch.autograd.set_multithreading_enabled(False):
@@ -126,16 +129,13 @@ def record(
         x = x.contiguous(memory_format=memory_format)
         try:
             with torch.set_grad_enabled(training):
-                outputs = functional_call(model, state, (x,))
+                outputs = model(x)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"input_shape: expected one that {type(model).__name__} takes, got "
                 f"{list(input_shape)}: {error}"
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        wanted = [value for value in state.values() if value.requires_grad]
+        wanted = [value for value in state if value.requires_grad]
         outputs = [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.requires_grad]
         if training and wanted and outputs:
             dy = [torch.empty_like(y) for y in outputs]

@@ -104,6 +104,19 @@ def test_nothing_changes(training: bool) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_nothing_changes_in_what_is_shared(calls: dict[str, list[str]]) -> None:
+    """A block in two places, and a projection in two blocks."""
+    model = model_of()
+    model[4].proj_h = model[2].proj_h
+    model.insert(5, model[2])
+    before = [(name, p, p.detach().clone()) for name, p in model.named_parameters()]
+    warmup(model, (2, 3, 6, 5))
+    assert calls["compile"]
+    for (name, parameter, value), (_, now) in zip(before, model.named_parameters(), strict=True):
+        assert now is parameter and torch.equal(now, value), name
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 def test_folded_network(calls: dict[str, list[str]]) -> None:
     model = SparseMLP(
         image_size=(16, 24), patch_size=2, in_channels=1, num_classes=3, d_model=6, depth=[1, 2]
