@@ -128,7 +128,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: (a ValueError) if entries are missing, unknown or of another shape.
         ValueError: if the file cannot be read as tensors, if it has no weights of the kind asked
-            for, or several, or if the model is on the meta device.
+            for, or several, or if the model is on the meta device or sharded.
         OSError: if the file cannot be opened.
         TypeError: if ``source`` is no path, file or state dict, or ``classifier=False`` is asked
             for a model that is no network of ours.
@@ -142,6 +142,12 @@ def load_checkpoint(
         raise ValueError(
             "model: expected parameters with storage, got some on the meta device; "
             'call model.to_empty(device="cpu") first'
+        )
+    sharded = [name for name, value in present.items() if hasattr(value, "full_tensor")]
+    if sharded:
+        raise ValueError(
+            f"model: expected whole parameters, got {len(sharded)} that are sharded, as "
+            f"{sharded[0]}; load before fully_shard"
         )
     chosen = find_weights(_content(source), known_names(model), weights)
     state = chosen.entries

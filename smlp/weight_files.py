@@ -155,6 +155,8 @@ def _named(prefix: str) -> str:
 
 def _as_tensor(value: object) -> object:
     # Frameworks without torch tensors save arrays; anything else is reported by its name later.
+    if isinstance(value, Tensor) and hasattr(value, "full_tensor"):  # of a sharded model
+        return value.full_tensor()
     try:
         return torch.as_tensor(value) if hasattr(value, "__array__") else value
     except (TypeError, ValueError):  # of a type torch has not

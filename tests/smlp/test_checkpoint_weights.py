@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -198,6 +199,20 @@ def test_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None:
         load_checkpoint(wrapped, state)
         values = [value for name, value in wrapped.state_dict().items() if name != "n_averaged"]
         assert all(map(torch.equal, values, RAW.values()))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_sharded_models() -> None:
+    """Their state dict loads; they themselves would take half of another before failing."""
+    torch.manual_seed(3)
+    sharded = SMLPNet(**SMALL)
+    whole = {name: value.clone() for name, value in sharded.state_dict().items()}
+    fully_shard(sharded, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    with pytest.raises(ValueError, match=r"model: expected whole parameters, got .* load before"):
+        load_checkpoint(sharded, RAW)
+    model = SMLPNet(**SMALL)
+    load_checkpoint(model, sharded.state_dict())
+    assert same(model.state_dict(), whole)
 
 
 @pytest.mark.parametrize("layout", ["smlp", "spach", "port", "pyramid"])
