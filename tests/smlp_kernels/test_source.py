@@ -28,7 +28,7 @@ OWN_FOLDERS = {"smlp", "smlp_kernels", "benchmarks", "tests"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 TOOLS = {"smlp-kernels", "ruff", "mypy", "pip-audit", "pytest-benchmark", "pytest-xdist"}
 TOOLS |= {"onnx", "tensorboard"}  # which torch imports for us
-TORCHRUN = {"LOCAL_RANK", "WORLD_SIZE"}  # set by torch's launcher, part of its interface
+TORCHRUN = {"LOCAL_RANK", "RANK", "WORLD_SIZE"}  # set by torch's launcher, part of its interface
 
 
 def tree(path: Path) -> ast.Module:
