@@ -8,6 +8,9 @@
     model = timm.create_model("smlpnet_tiny", num_classes=10)
     backbone = timm.create_model("smlpnet_tiny", features_only=True, out_indices=(1, 2, 3))
 
+With this import added to them, timm's ``train.py`` and ``validate.py`` work; not so their options
+``--torchscript``, and ``--reparam``, which takes a block's ``fuse``, a convolution, for a method.
+
 Needs the extra ``imagenet``.
 """
 
