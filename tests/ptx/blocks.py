@@ -91,7 +91,7 @@ class Block:
         size = "x".join(map(str, self.size))
         words = [f"sm_{self.arch}", self.precision, SHORT.get(self.layout, self.layout), size]
         if self.gradient_layout:
-            words.append(f"dy {self.gradient_layout}")
+            words.append(f"dy {SHORT.get(self.gradient_layout, self.gradient_layout)}")
         if self.wanted != NAMES:
             words.append("d " + ",".join(self.wanted) if self.wanted else "no gradient")
         words += [f"no {name}" for name in self.absent]

@@ -70,6 +70,7 @@ class Builder:
         self.shared_symbols = {"global_smem"}
         self.reg_bytes = 0
         self._slots: dict[str, int] = {}
+        self._widths: dict[str, int] = {}
         self._pool: list[int] = []
         self._in_constants: list[int] = []  # places in the pool that are offsets into constants
         self._constants: dict[tuple[int, int], int] = {}
@@ -81,6 +82,7 @@ class Builder:
     def declare(self, name: str, width: int) -> None:
         """A register of 16 bits takes the room of 32."""
         self._slots[name] = self.reg_bytes
+        self._widths[name] = width
         self.reg_bytes += {PREDICATE: 64, 8: 256}.get(width, 128)
 
     def add_param(self, name: str, size: int) -> None:
@@ -97,6 +99,10 @@ class Builder:
         if name not in self._slots:
             raise self.error(f"unknown register {name}")
         return self._slots[name]
+
+    def is_wide(self, name: str) -> bool:
+        """Whether a register has 64 bits."""
+        return self._widths.get(name) == 8
 
     def scratch(self, width: int) -> str:
         """A register for results that nobody reads, or that ``blend`` reads at once."""
@@ -130,6 +136,8 @@ class Builder:
     def _add_operand(self, text: str, width: int) -> None:
         if text.startswith("%"):
             self._pool.append(self.register(text))
+            if {width, self._widths[text]} & {8, PREDICATE} != {width} & {8, PREDICATE}:
+                raise self.error(f"{text} of {self._widths[text]} bytes, expected {width}")
             return
         self._in_constants.append(len(self._pool))
         self._pool.append(self._constant(self._value(text, width), width))

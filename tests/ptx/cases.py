@@ -175,7 +175,7 @@ def groups(random_seeds: range) -> dict[str, list[Task]]:
         name: [Task(name, str(block), block.run) for block in blocks_]
         for name, blocks_ in found.items()
     }
-    tasks["mutants"] = mutation_tasks((80, 90), (2, 96, 17, 9), most=8)
+    tasks["mutants"] = mutation_tasks((80, 90), most=8)
     tasks["random"] = [random_task(seed) for seed in random_seeds]
     return tasks
 
@@ -187,8 +187,8 @@ def random_task(seed: int) -> Task:
 
 def selection() -> list[Task]:
     """What every change runs."""
+    from tests.ptx.examples import run_race
     from tests.ptx.mutants import mutation_tasks
-    from tests.ptx.pipeline_race import run_race
 
     found = [
         *shipped(),
@@ -199,7 +199,7 @@ def selection() -> list[Task]:
     ]
     tasks = [Task("selection", str(block), block.run) for block in found]
     tasks.append(Task("mutants", "a race of Triton's pipeliner", run_race))
-    return tasks + mutation_tasks((90,), (2, 96, 17, 9), most=3)
+    return tasks + mutation_tasks((90,), most=3)
 
 
 def quick_selection() -> list[Task]:

@@ -7,6 +7,7 @@ from tests.ptx.builder import PREDICATE, WIDTHS, Builder
 # flags, as in machine.h
 TRANSPOSED, A_IN_MEMORY, A_TRANSPOSED, B_TRANSPOSED = 1, 2, 4, 8
 TF32, F16, SIGNED, SCALE_IN_PREDICATE, PARAM_IN_REGISTER = 16, 32, 64, 128, 256
+WIDE = 512
 
 # shape and types of d, a, b, c: instruction, width of a register, registers of d, a, b, c
 MMA = {
@@ -96,11 +97,13 @@ def memory(builder: Builder, parts: list[str], operands: list[str]) -> None:
     base, offset = address(operands[1 if load else 0])
     if space not in ("global", "shared") or vector_of(parts) != len(values):
         raise builder.error(f"{'.'.join(parts)} {operands}")
-    data = [(register, width) for register in values]
+    wide = any(builder.is_wide(register) for register in values)  # or wider than what it holds
+    data = [(register, 8 if wide else width) for register in values]
     place = [(base, 8 if space == "global" else 4)]
+    flags = (SIGNED if parts[-1][0] == "s" else 0) | (WIDE if wide else 0)
     builder.emit(
         f"{head}.{space}", [*data, *place] if load else [*place, *data],
-        len(data) if load else 0, size=width, vector=len(data), imm=offset,
+        len(data) if load else 0, size=width, vector=len(data), imm=offset, flags=flags,
     )  # fmt: skip
 
 
@@ -113,10 +116,10 @@ def load_parameter(builder: Builder, parts: list[str], operands: list[str]) -> N
         offset += builder.parameter(base)
     flags = (SIGNED if type_[0] == "s" else 0) | (PARAM_IN_REGISTER if by_register else 0)
     for i, register in enumerate(elements(operands[0])):
-        width = 8 if register.startswith(("%rd", "%fd")) else 4
+        wide = builder.is_wide(register)
         builder.emit(
-            "ld.param", [(register, width), *([(base, 8)] if by_register else [])], 1,
-            size=size, vector=width, imm=offset + i * size, flags=flags,
+            "ld.param", [(register, 8 if wide else 4), *([(base, 8)] if by_register else [])], 1,
+            size=size, vector=1, imm=offset + i * size, flags=flags | (WIDE if wide else 0),
         )  # fmt: skip
 
 
@@ -207,7 +210,7 @@ def guarded(builder: Builder, name: str, parts: list[str], operands: list[str]) 
     if guard is not None:
         if target.startswith("{"):
             raise builder.error(f"guarded {name} with several results")
-        width = PREDICATE if target.startswith("%p") else 8 if target.startswith("%rd") else 4
+        width = 8 if builder.is_wide(target) else PREDICATE if target.startswith("%p") else 4
         operands = [builder.scratch(width), *operands[1:]]
     arithmetic(builder, name, parts, operands)
     if guard is not None:

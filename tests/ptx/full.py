@@ -44,7 +44,8 @@ def run(task: Task) -> tuple[Outcome, float]:
 def line_of(task: Task, outcome: Outcome, seconds: float) -> str:
     """``ok`` or ``FAILED``, the group, the name, then what was seen."""
     if task.group == "mutants":
-        seen = ", ".join(f"{a} of {b} {name}" for name, (a, b) in outcome.errors.items())
+        counts = outcome.errors.items()
+        seen = ", ".join(f"{name} {a} of {b}" for name, (a, b) in counts) or "as expected"
     else:
         worst = {name: pair[0] for name, pair in outcome.errors.items()}
         name = max(worst, key=worst.__getitem__) if worst else "nothing"

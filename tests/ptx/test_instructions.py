@@ -383,6 +383,33 @@ def test_programs_threads_and_parameters() -> None:
     assert torch.equal(out.long(), want)
 
 
+def test_loads_and_stores_of_another_width_than_the_register() -> None:
+    values = torch.tensor([-7, 2**31 - 1, -(2**31), 300] * 8, dtype=torch.int32)
+    body = """
+    mad.wide.u32 %rd10, %r0, 4, %rd0;
+    mad.wide.u32 %rd11, %r0, 16, %rd1;
+    ld.global.b32 %rd20, [%rd10];
+    ld.global.s32 %rd21, [%rd10];
+    st.global.b64 [%rd11], %rd20;
+    st.global.b64 [%rd11 + 8], %rd21;
+    mad.wide.u32 %rd12, %r0, 8, %rd2;
+    ld.global.u8 %r20, [%rd10];
+    ld.global.s8 %r21, [%rd10];
+    st.global.b32 [%rd12], %rd21;
+    cvt.u16.u32 %rs1, %r20;
+    cvt.u16.u32 %rs2, %r21;
+    st.global.v2.b16 [%rd12 + 4], {%rs1, %rs2};
+    """
+    wide, narrow = torch.zeros(32, 2, dtype=torch.int64), torch.zeros(32, 2, dtype=torch.int32)
+    assert not run(body, [values], [wide, narrow]).violations
+    assert torch.equal(wide[:, 0], values.long() & 0xFFFFFFFF)
+    assert torch.equal(wide[:, 1], values.long())
+    assert torch.equal(narrow[:, 0], values)
+    halves = narrow[:, 1].contiguous().view(torch.int16).view(32, 2)
+    assert torch.equal(halves[:, 0], values.to(torch.uint8).to(torch.int16))
+    assert torch.equal(halves[:, 1], values.to(torch.int8).to(torch.int16))
+
+
 def test_loops_scopes_and_constants() -> None:
     body = """
     mov.b32 %r9, 0;
@@ -411,6 +438,7 @@ def test_loops_scopes_and_constants() -> None:
         ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r1}, {%r1}, {%r1}, {%r1};", "no mma"),
         ("ld.local.b32 %r9, [%rd0];", "ld.local"),
         ("ld.param.b32 %r9, [other];", "unknown parameter other"),
+        ("add.u32 %r9, %rd0, 1;", "%rd0 of 8 bytes, expected 4"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_an_error(line: str, message: str) -> None:

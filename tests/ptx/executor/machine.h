@@ -47,7 +47,8 @@ enum {
     F16 = 32,
     SIGNED = 64,
     SCALE_IN_PREDICATE = 128,
-    PARAM_IN_REGISTER = 256
+    PARAM_IN_REGISTER = 256,
+    WIDE = 512 /* a register has 64 bits, whatever the size of what is loaded or stored */
 };
 
 /* In the order of VIOLATIONS in executor.py. */
@@ -163,6 +164,7 @@ void load_matrix(Machine *m, Warp *warp, const Ins *ins, const s32 *pool);
 void store_matrix(Machine *m, Warp *warp, const Ins *ins, const s32 *pool);
 void copy_async(Machine *m, Warp *warp, const Ins *ins, const s32 *pool, u32 mask);
 void wait_for_copies(Machine *m, Warp *warp, u32 groups_left);
+u64 element_of(const Ins *ins, const u8 *from);
 int shared_at(Machine *m, u32 address, u32 bytes, int lane);
 void check_read(Machine *m, u32 at, u32 bytes, int lane);
 

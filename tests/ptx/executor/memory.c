@@ -69,23 +69,27 @@ static void write_global(Machine *m, u64 address, u32 bytes, int lane, const u8 
     memcpy(buffer->host + offset, from, bytes);
 }
 
+/* An element of memory or of a parameter, extended by its sign or by zeros. */
+u64 element_of(const Ins *ins, const u8 *from) {
+    u64 value = 0;
+    int above = 64 - 8 * ins->size;
+    memcpy(&value, from, (size_t)ins->size);
+    return ins->flags & SIGNED ? (u64)((s64)(value << above) >> above) : value;
+}
+
 /* Between the registers of a lane and consecutive elements of memory: operands from the first on
  * for a load, from the second on for a store. */
 static void to_registers(Warp *warp, const Ins *ins, const s32 *pool, int lane, const u8 *from) {
     for (int i = 0; i < ins->vector; i++) {
-        const u8 *element = from + ins->size * i;
-        if (ins->size == 8) memcpy(&REG64(i)[lane], element, 8);
-        else {
-            u32 value = 0;
-            memcpy(&value, element, (size_t)ins->size);
-            REG32(i)[lane] = value;
-        }
+        u64 value = element_of(ins, from + ins->size * i);
+        if (ins->flags & WIDE) REG64(i)[lane] = value;
+        else REG32(i)[lane] = ins->size == 2 ? (u16)value : (u32)value;
     }
 }
 
 static void from_registers(Warp *warp, const Ins *ins, const s32 *pool, int lane, u8 *into) {
     for (int i = 0; i < ins->vector; i++) {
-        if (ins->size == 8) memcpy(into + 8 * i, &REG64(1 + i)[lane], 8);
+        if (ins->flags & WIDE) memcpy(into + ins->size * i, &REG64(1 + i)[lane], (size_t)ins->size);
         else memcpy(into + ins->size * i, &REG32(1 + i)[lane], (size_t)ins->size);
     }
 }

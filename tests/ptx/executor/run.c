@@ -28,14 +28,13 @@ void note(Machine *m, int kind, int lane, int other, u64 address, s64 extra) {
 static void load_parameter(Machine *m, Warp *warp, const Ins *ins, const s32 *pool) {
     const Launch *launch = m->launch;
     for (int l = 0; l < LANES; l++) {
-        u64 at = (u64)ins->imm + (ins->flags & PARAM_IN_REGISTER ? REG64(1)[l] : 0), value = 0;
+        u64 at = (u64)ins->imm + (ins->flags & PARAM_IN_REGISTER ? REG64(1)[l] : 0);
         if (at + (u64)ins->size > (u64)launch->param_bytes) {
             note(m, V_BOUNDS, l, -2, at, 0);
             continue;
         }
-        memcpy(&value, launch->params + at, (size_t)ins->size);
-        if (ins->flags & SIGNED && ins->size == 4) value = (u64)(s64)(s32)value;
-        if (ins->vector == 8) REG64(0)[l] = value;
+        u64 value = element_of(ins, launch->params + at);
+        if (ins->flags & WIDE) REG64(0)[l] = value;
         else REG32(0)[l] = (u32)value;
     }
 }
