@@ -286,14 +286,15 @@ def is_plain(*arguments: Any) -> bool:
     if is_traced() or functorch_is_active() or dispatch_modes():
         return False
     for argument in arguments:
-        if isinstance(argument, Tensor) and (
-            type(argument) not in (Tensor, torch.nn.Parameter)
-            or argument.is_meta
-            or argument.is_neg()
-            or argument._is_zerotensor()
-        ):
+        if type(argument) in PLAIN_TYPES:
+            if argument.is_neg() or argument._is_zerotensor():
+                return False
+        elif isinstance(argument, Tensor):
             return False
-    return True
+    return not arguments[0].is_meta
+
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 # Without these tests of PyTorch's the slower way is right everywhere.

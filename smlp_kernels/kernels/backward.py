@@ -65,9 +65,10 @@ def mix_backward(
         input_precision(x.dtype),
         arch,
     )
+    channels = x.shape[1]
     start, end = plan.branches
     if fuse.dim() != 2 or end - start != fuse.shape[1]:
-        fuse = fuse.reshape(fuse.shape[0], -1)[:, start:end]
+        fuse = fuse.reshape(channels, -1)[:, start:end]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     matrix = x.new_empty(plan.matrix)
     total = x.new_empty(plan.total, dtype=acc)
@@ -85,6 +86,7 @@ def mix_backward(
         dx_rows = None
         if needed.x:
             dx_rows = chunk.rows_of(dx, True) if plan.rows.dx else torch.empty_like(dy_rows)
+        dy_rows = dy_rows.view(chunk.pixels, channels)
         g = matrix[: chunk.pixels] if chunk.is_short else matrix
         if end:
             torch.mm(dy_rows, fuse, out=g[:, start:end])
@@ -98,8 +100,7 @@ def mix_backward(
         if needed.fuse:
             add_product(total, dy_rows.t(), g, chunk.is_first)
         if dx_rows is not None and not plan.rows.dx:
-            images = dx_rows.unflatten(0, (-1, *dx.shape[2:]))
-            dx[chunk.first : chunk.end] = images.movedim(3, 1)
+            dx[chunk.first : chunk.end] = dx_rows.movedim(3, 1)
 
     for chunk in plan.chunks:
         add_chunk(chunk)
@@ -113,8 +114,8 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
     grads = [torch.empty_like(x) if needed.x else x.new_empty(0)]
     matrices = (weights.proj_h, weights.proj_w, weights.fuse)
     for weight, wanted in zip(matrices, needed[1:], strict=True):
-        grads.append(x.new_empty(weight.shape if wanted else 0, dtype=weight.dtype))
-        grads.append(x.new_empty(weight.shape[0] if wanted else 0, dtype=weight.dtype))
+        shape = weight.shape if wanted else (0,)
+        grads += weight.new_empty(shape), weight.new_empty(shape[0])
     return tuple(grads)
 
 
@@ -137,21 +138,18 @@ class Chunk(NamedTuple):
     first: int  # images
     end: int
     pixels: int
-    channels: int
     is_first: bool
     is_short: bool  # of fewer images than the others
+    is_all: bool  # of the batch
     h: Plan | None  # of axis_grad_kernel, if it runs
     w: Plan | None
 
     def rows_of(self, x: Tensor, is_rows: bool) -> Tensor:
-        """Its part of [B, C, H, W] as a dense matrix [pixels, C]: a view if it is one."""
-        channels = self.channels
-        if is_rows:
-            offset = x.storage_offset()
-            if self.first:
-                offset += self.first * x.stride(0)
-            return x.as_strided((self.pixels, channels), (channels, 1), offset)
-        return x[self.first : self.end].permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+        """Its part of [B, C, H, W] as [images, H, W, C], which is dense: a view or a copy."""
+        if not self.is_all:
+            x = x[self.first : self.end]
+        x = x.permute(0, 2, 3, 1)
+        return x if is_rows else x.contiguous()
 
 
 class BackwardPlan(NamedTuple):
@@ -221,7 +219,7 @@ def backward_plan(
             axis_grad_plan(axis, pixels, first == 0, strides)
             for axis, strides in zip((h, w), proj_strides, strict=True)
         )
-        return Chunk(first, end, pixels, channels, first == 0, end - first < images, *plans)
+        return Chunk(first, end, pixels, first == 0, end - first < images, images == batch, *plans)
 
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
@@ -262,13 +260,14 @@ def axis_by_products(
     """What ``axis_grad_kernel`` does, by PyTorch's products: for an axis that no tile holds."""
     channels, height, width = axis.size
 
-    def positions(rows: Tensor) -> Tensor:
-        """A view [positions, images, lines of an image, channels]."""
-        return rows.unflatten(0, (-1, height, width)).movedim(1 if axis.along_h else 2, 0)
+    def positions(images: Tensor) -> Tensor:
+        """A view [positions, images, lines of an image, channels] of [images, H, W, C]."""
+        return images.movedim(1 if axis.along_h else 2, 0)
 
+    branches = positions(g.unflatten(0, (-1, height, width)))
     start = 0 if axis.along_h else channels
-    branch = positions(g[:, start : start + channels])
-    identity = positions(g[:, 2 * channels : 3 * channels])
+    branch = branches[..., start : start + channels]
+    identity = branches[..., 2 * channels : 3 * channels]
     size = len(proj)
     out = g.new_empty(size, branch[0].numel())
     if axis.need_x or axis.need_proj:
@@ -292,4 +291,4 @@ def axis_by_products(
         branch.copy_(out.view_as(branch))
         if not axis.along_h:
             identity.copy_(x)
-            g[:, 3 * channels :] = 1
+            branches[..., 3 * channels :] = 1

@@ -182,15 +182,21 @@ def test_negative_views(argument: int) -> None:
     assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
 
 
-def test_negative_gradient() -> None:
-    arguments = [a.requires_grad_() for a in Case(2, 3, 4, 2).arguments(torch.float64)]
-    dy = Case(2, 3, 4, 2).arguments(torch.float64, seed=1)[0]
-    expected = torch.autograd.grad(fused_smlp(*arguments), arguments, dy)
-    negative = torch.complex(torch.zeros_like(dy), -dy).conj().imag
-    assert negative.is_neg()
-    actual = torch.autograd.grad(fused_smlp(*arguments), arguments, negative)
-    for a, e in zip(actual, expected, strict=True):
-        assert torch.equal(a, e)
+@pytest.mark.parametrize("argument", range(8))
+def test_gradients_of_negative_views(argument: int) -> None:
+    """The last of them is the incoming gradient."""
+    tensors = Case(2, 3, 4, 2).arguments(torch.float64)
+    tensors.append(Case(2, 3, 4, 2).arguments(torch.float64, seed=1)[0])
+    results = []
+    for negative in (False, True):
+        if negative:
+            value = tensors[argument].detach()
+            tensors[argument] = torch.complex(torch.zeros_like(value), -value).conj().imag
+            assert tensors[argument].is_neg()
+        *leaves, dy = [t.detach().requires_grad_() for t in tensors]
+        results.append(torch.autograd.grad(fused_smlp(*leaves), leaves, dy))
+    for name, a, e in zip(NAMES, *results, strict=True):
+        assert_close(a, e, None, eps=EPS[torch.float64], name=name)
 
 
 def test_gradient_that_is_no_memory() -> None:
