@@ -6,7 +6,6 @@ python -m benchmarks.children first-call small-14
 """
 
 import argparse
-import contextlib
 import json
 import time
 
@@ -48,15 +47,13 @@ def forward(shape: Shape, calls: int) -> None:
 
 
 def compile_kernels(shape: Shape) -> None:
-    """A fused forward and backward in each of ``VARIANTS``, and a forward with each tile compared.
+    """A fused forward and backward in each of ``VARIANTS``.
 
     For what they leave in Triton's cache.
     """
     import torch
-    from triton import OutOfResources
 
     from benchmarks.ceilings import matmul_precision
-    from benchmarks.tiles import variants, with_tile
     from smlp_kernels import FusedSMLPBlock
 
     size = (shape.batch, shape.channels, shape.height, shape.width)
@@ -70,13 +67,6 @@ def compile_kernels(shape: Shape) -> None:
         with matmul_precision(dtype):
             y = block(x)
             torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
-    if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        block, x = block.bfloat16(), x.detach().bfloat16()
-        x = x.contiguous(memory_format=torch.channels_last)
-        for tile in variants(shape, 10 * major + minor).values():
-            with contextlib.suppress(OutOfResources):  # the report tells of it
-                with_tile(tile)(block)(x)
 
 
 def first_call(shape: Shape) -> dict[str, float]:

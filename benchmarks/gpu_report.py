@@ -30,9 +30,9 @@ import torch
 from benchmarks import environment, measure_block, measure_process, plot, targets
 from benchmarks.ceilings import describe, measure_ceilings
 from benchmarks.children import VARIANTS
-from benchmarks.gemm_alone import gemm_alone
 from benchmarks.measure_block import timed
 from benchmarks.measure_network import network
+from benchmarks.products import products
 from benchmarks.recorder import (
     RESULTS,
     Context,
@@ -59,7 +59,7 @@ def part_1() -> list[Measurement]:
     return [
         Measurement("compile kernels", measure_process.compile_kernels, seconds=150.0),
         Measurement("tests on the GPU", measure_process.gpu_tests, seconds=180.0),
-        *(measure_block.tiles(shape) for shape in STAGES),
+        *(measure_block.chunks(shape) for shape in STAGES),
         *(_stage(shape, BOTH, QUICK, *bf16) for shape in STAGES),
         *(measure_process.dram_bytes(shape) for shape in targets.DRAM_SHAPES),
         *(measure_block.memory(shape) for shape in STAGES),
@@ -70,7 +70,7 @@ def part_1() -> list[Measurement]:
         timed("demo", DEMO, FORWARD, QUICK, "fp32", "nchw"),
         *(timed(s.name, s, FORWARD, ("eager_nhwc", "fused")) for s in GROWTH),
         *(_stage(shape, BOTH, QUICK, *variant) for variant in others for shape in STAGES),
-        Measurement("channel product alone", gemm_alone),
+        Measurement("products alone", products),
         Measurement("memory checker", measure_process.memory_checker, seconds=90.0),
     ]
 

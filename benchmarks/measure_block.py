@@ -1,19 +1,22 @@
 """The report's measurements of the block: stages, dtypes, layouts, memory, host time, graphs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import providers, timing
-from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.providers import PROVIDERS
 from benchmarks.recorder import Context, Measurement
 from benchmarks.roofline import floor_us
 from benchmarks.rows import Case, make_row
 from benchmarks.shapes import Shape
 from benchmarks.workbench import Workbench
 
+CHUNK_MIB = (16, 24, 33, 48, 64)  # of scratch memory; an H100 has 50 MB of L2
+CHUNK_PASSES = ("inference", "fwd+bwd")
 HOST_SHAPE = Shape("host", 4, 96, 14, 14)  # a few microseconds of device work: the host is slower
 
 
@@ -54,38 +57,48 @@ def timed(
     return Measurement(name, run, seconds=seconds)
 
 
-def tiles(shape: Shape) -> Measurement:
-    """GPU time of a fused forward with each of :func:`benchmarks.tiles.variants`."""
+@contextmanager
+def chunks_of(size: int) -> Iterator[None]:
+    """Let the fused block take scratch memory of so many bytes at a time."""
+    from smlp_kernels.kernels import backward, mix, rows  # needs Triton
+
+    def change(to: int) -> None:
+        rows.CHUNK_BYTES = to
+        mix.mix_plan.cache_clear()
+        backward.backward_plan.cache_clear()
+
+    before = rows.CHUNK_BYTES
+    change(size)
+    try:
+        yield
+    finally:
+        change(before)
+
+
+def chunks(shape: Shape) -> Measurement:
+    """GPU time of the fused block with chunks of several sizes: what the L2 cache holds."""
 
     def run(context: Context) -> dict[str, Any]:
-        from benchmarks.tiles import variants, with_tile  # needs Triton
-
-        floor = floor_us(shape, "inference", "bf16", context.measured_ceilings())
-        major, minor = torch.cuda.get_device_capability()
-        named = variants(shape, 10 * major + minor)
+        ceilings = context.measured_ceilings()
+        floors = {pass_: floor_us(shape, pass_, "bf16", ceilings) for pass_ in CHUNK_PASSES}
         bench = Workbench(shape, "bf16", "channels_last")
         try:
             with bench.active():
-                usable, failures = bench.usable(
-                    [
-                        Provider(name, with_tile(tile), gpu_only=True)
-                        for name, tile in named.items()
-                    ],
-                    "inference",
-                )
-                context.so_far["failures"] = failures
-                for name, time in bench.gpu_times(usable, "inference").items():
-                    context.so_far[name] = {
-                        "us": time.us,
-                        "again_us": time.again_us,
-                        "share_of_floor": floor / time.us,
-                        "tile": str(named[name]),
+                for mib in CHUNK_MIB:
+                    with chunks_of(mib << 20):
+                        times = {
+                            pass_: bench.gpu_times([PROVIDERS["fused"]], pass_)["fused"].us
+                            for pass_ in CHUNK_PASSES
+                        }
+                    context.so_far[f"{mib} MiB"] = {
+                        pass_: {"us": us, "share_of_floor": floors[pass_] / us}
+                        for pass_, us in times.items()
                     }
         finally:
             bench.close()
         return context.so_far
 
-    return Measurement(f"tiles {shape.name}", run)
+    return Measurement(f"chunks {shape.name}", run)
 
 
 def memory(shape: Shape) -> Measurement:

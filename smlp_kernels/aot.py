@@ -89,11 +89,7 @@ def compile_call(call: Call, arch: int) -> Resources:
         compiled = triton.compile(
             source(call),
             target=GPUTarget("cuda", arch, 32),
-            options={
-                "num_warps": call.plan.num_warps,
-                "num_stages": call.plan.num_stages,
-                "maxnreg": call.plan.registers,
-            },
+            options=call.plan.options,
         )
     text = log.getvalue()
     registers = re.search(r"Used (\d+) registers", text)
@@ -128,8 +124,8 @@ def specialisation(call: Call) -> tuple[dict[str, str], dict[str, Any], dict[tup
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    kernel, _, integers, given, *_ = call.plan
-    arguments = (*call.tensors, *integers)
+    kernel, given = call.plan.kernel, call.plan.constants
+    arguments = (*call.tensors, *call.plan.integers)
     for index, name in enumerate(kernel.arg_names):
         value = arguments[index] if index < len(arguments) else given[name]
         general = name in getattr(kernel, "do_not_specialize", ())  # the interpreter's has none

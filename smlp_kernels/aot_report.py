@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 
 from smlp_kernels import aot
+from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
 from smlp_kernels.kernels.backward import Needed, mix_backward
+from smlp_kernels.kernels.mix import mix
+from smlp_kernels.kernels.rows import copy_images_kernel
+from smlp_kernels.kernels.weight_sums import weight_sums_kernel
 from smlp_kernels.launch import Call
-from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.weights import Weights
 
 SIZES = (56, 28, 14, 7)
@@ -67,19 +70,22 @@ class Case:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         x = empty(BATCH, c, h, w).contiguous(memory_format=layout)
         weights = Weights(empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c), empty(c))
-        *before, forward = mix_calls(x, weights, x, self.arch)
-        calls = {"forward": forward}
+        forward: list[Call] = []
         backward: list[Call] = []
+        mix(x, weights, self.arch, forward.append)
         mix_backward(x, x, weights, Needed(*[True] * 4), self.arch, backward.append)
-        for call in backward:
-            along_h = call.plan.constants.get("ALONG_H")
-            names = {True: "backward along H", False: "backward along W", None: "weight sums"}
-            calls[names[along_h]] = call
-        if before:  # where an axis is long
-            calls["projection along H"] = before[0]
-        if self.arch in IN_FULL:  # the forward kernel again, without biases, weights transposed
-            calls["input gradient"] = mix_calls(x, weights.transposed(), x, self.arch)[-1]
-        return calls
+        return {
+            **{f"forward, {name_of(call)}": call for call in forward},
+            **{f"backward, {name_of(call)}": call for call in backward},
+        }
+
+
+def name_of(call: Call) -> str:
+    """Of what a call does."""
+    if call.plan.kernel is axis_kernel:
+        return "along H" if call.plan.constants["ALONG_H"] else "along W"
+    names = {both_axes_kernel: "axes", copy_images_kernel: "layout", weight_sums_kernel: "sums"}
+    return names[call.plan.kernel]
 
 
 def shipped_cases(

@@ -15,14 +15,9 @@ from collections.abc import Sequence
 
 import torch
 
-from smlp_kernels.configs import (
-    has_long_axis,
-    mix_config,
-    project_config,
-)
 from smlp_kernels.functional import fallback_reason
-from smlp_kernels.kernels.axis_grad import axis_tile
-from smlp_kernels.launch import INTERPRETED, arch_of, input_precision
+from smlp_kernels.kernels.axis import axis_tile
+from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
 
 PACKAGES = ("smlp-kernels", "triton", "einops", "numpy")
 VARIABLES = (
@@ -63,6 +58,7 @@ def environment() -> list[tuple[str, str]]:
     if not torch.cuda.device_count():
         lines.append(("GPU", "none visible"))
     lines.append(("float32 products", input_precision(torch.float32)))
+    lines.append(("kernels are launched", "directly" if DIRECT else "by Triton"))
     lines += [(name, os.environ.get(name, "not set")) for name in VARIABLES]
     return lines
 
@@ -82,19 +78,13 @@ def path_of(x: torch.Tensor) -> list[str]:
     reason = fallback_reason(x)
     if reason is not None:
         return [f"runs on PyTorch: {reason}"]
-    precision = input_precision(x.dtype)
     place = "in Triton's interpreter (slow, for tests)" if INTERPRETED else f"on {x.device}"
-    what = (height, width, channels, x.dtype, arch_of(x), precision)
-    before = [f"projection along H, before: {project_config(*what)}"]
-    return [
-        f"runs on the fused kernels {place}",
-        *(before if has_long_axis(height, width) else []),
-        f"forward and input gradient: {mix_config(*what)}",
-        *(
-            f"backward along {axis}: {axis_tile(size, channels, x.dtype, arch_of(x)) or 'PyTorch'}"
-            for axis, size in (("H", height), ("W", width))
-        ),
-    ]
+    lines = [f"runs on the fused kernels {place}"]
+    for name, forward in (("forward", True), ("backward", False)):
+        for axis, size in (("H", height), ("W", width)):
+            tile = axis_tile(size, channels, x.dtype, arch_of(x), forward)
+            lines.append(f"{name} along {axis}: {tile or 'products of PyTorch'}")
+    return lines
 
 
 def block_size(text: str) -> tuple[int, int, int]:

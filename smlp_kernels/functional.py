@@ -10,9 +10,11 @@ from torch.autograd import forward_ad
 from smlp.block import require_dense
 from smlp.functional import smlp
 from smlp_kernels import ops
-from smlp_kernels.configs import DTYPES, MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.launch import INTERPRETED, arch_of
 
+MAX_SIZE = 256  # largest H and W on the kernels
+MAX_CHANNELS = 2048  # largest C on the kernels
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 MIN_ARCH = 80  # Ampere: the first chips with bfloat16 and asynchronous copies
 
 
@@ -25,7 +27,7 @@ def fused_smlp(
     weight_fuse: Tensor,
     bias_fuse: Tensor | None,
 ) -> Tensor:
-    """The sMLP block (arXiv 2109.05422, section 3.2) in one kernel launch.
+    """The sMLP block (arXiv 2109.05422, section 3.2) in one pass over GPU memory.
 
     Computes what :func:`smlp.functional.smlp` computes::
 

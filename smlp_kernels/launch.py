@@ -2,34 +2,42 @@
 
 import contextlib
 import functools
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
 INT32_MAX = 2**31 - 1
 PLANS = 1024  # kept per process and operator: one for each combination of shapes, strides and types
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # fixed when the kernels are imported
 
+# Minor versions of Triton whose compiled kernels are known to be called as Call.launch calls them.
+DIRECT = not INTERPRETED and triton.__version__.rsplit(".", 1)[0] in ("3.6", "3.7", "3.9")
+
 Strides = tuple[int, ...]
 
 
-class Plan(NamedTuple):
+@dataclass(eq=False)
+class Plan:
     """All of a launch but the tensors: what depends on their shapes, strides and types alone."""
 
     kernel: Any
     programs: int
     integers: tuple[int, ...]  # arguments after the tensors, in the kernel's order
-    constants: dict[str, Any]  # tl.constexpr arguments
+    constants: dict[str, Any]  # tl.constexpr arguments, the last ones, in the kernel's order
     num_warps: int
-    num_stages: int
-    registers: int | None = None  # registers of a thread, at most
+    registers: int | None = None  # of a thread, at most
+    # by device, types and alignment of the tensors, which Triton compiles for, too
+    compiled: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        # no kernel has a loop of asynchronous copies
+        self.options = {"num_warps": self.num_warps, "num_stages": 1, "maxnreg": self.registers}
+        self.arguments = (*self.integers, *self.constants.values())
 
 
 class Call(NamedTuple):
@@ -39,31 +47,37 @@ class Call(NamedTuple):
     tensors: tuple[Tensor | None, ...]
 
     def launch(self, device_of: Tensor) -> None:
-        """Run on the device of a tensor: Triton itself would take the current device."""
-        kernel, programs, integers, constants, num_warps, num_stages, registers = self.plan
+        """Run on the device of a tensor: Triton itself would take the current device.
+
+        The first launch is Triton's own. It returns the compiled kernel, which later ones hand to
+        the driver as Triton would, without its 10 to 20 us of Python.
+        """
+        plan, tensors = self
         with on_device_of(device_of):
-            kernel[(programs,)](
-                *self.tensors,
-                *integers,
-                **constants,
-                num_warps=num_warps,
-                num_stages=num_stages,
-                maxnreg=registers,
+            if not DIRECT or has_launch_hooks():
+                self.launch_by_triton()
+                return
+            driver = triton.runtime.driver.active
+            device = driver.get_current_device()
+            key = (device, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors])
+            kernel = plan.compiled.get(key)
+            if kernel is None:
+                plan.compiled[key] = self.launch_by_triton()
+                return
+            stream = driver.get_current_stream(device)
+            kernel.run(
+                *(plan.programs, 1, 1, stream, kernel.function, kernel.packed_metadata),
+                *(None, None, None),  # what launch hooks are told, and the hooks
+                *tensors,
+                *plan.arguments,
             )
 
-    def run(self, device_of: Tensor) -> None:
-        """:meth:`launch`; where the chip has not the memory for it, with a shorter pipeline.
-
-        Shipped tiles fit the chips that they were compiled for; this is for others.
-        """
-        try:
-            self.launch(device_of)
-        except triton.OutOfResources as error:
-            stages = self.plan.num_stages - 1
-            if stages == 0:
-                raise
-            warn_once(f"{self.plan.kernel.__name__} runs with num_stages={stages}: {error}")
-            self._replace(plan=self.plan._replace(num_stages=stages)).run(device_of)
+    def launch_by_triton(self) -> Any:
+        """Compile if necessary, launch, and return the compiled kernel."""
+        plan = self.plan
+        return plan.kernel[(plan.programs,)](
+            *self.tensors, *plan.integers, **plan.constants, **plan.options
+        )
 
     def compile(self, device_of: Tensor) -> Any:
         """Compile what :meth:`launch` runs; the call's tensors may be on the meta device.
@@ -71,23 +85,30 @@ class Call(NamedTuple):
         Returns Triton's compiled kernel, or what stands for it while it is compiled by another
         thread; None in the interpreter.
         """
-        kernel, programs, integers, constants, num_warps, num_stages, registers = self.plan
+        plan = self.plan
         with on_device_of(device_of):
-            return kernel.warmup(
+            return plan.kernel.warmup(
                 *self.tensors,
-                *integers,
-                **constants,
-                grid=(programs,),
-                num_warps=num_warps,
-                num_stages=num_stages,
-                maxnreg=registers,
+                *plan.integers,
+                **plan.constants,
+                grid=(plan.programs,),
+                **plan.options,
             )
 
 
-@functools.cache
-def warn_once(message: str) -> None:
-    """Log a warning, unless this process did before."""
-    logger.warning(message)
+Launch = Callable[[Call], None]  # runs a call, or notes it
+
+
+def has_launch_hooks() -> bool:
+    """Whether somebody, such as Triton's profiler, wants to be told of launches."""
+    runtime = triton.knobs.runtime
+    hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
+    return any(getattr(hook, "calls", True) for hook in hooks)
+
+
+def cdiv(size: int, block: int) -> int:
+    """Blocks of a size; triton.cdiv takes 2 us."""
+    return -(-size // block)
 
 
 def dense(bias: Tensor | None) -> Tensor | None:
@@ -104,13 +125,6 @@ def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
     return converted
 
 
-def fuse_strides(fuse: Tensor) -> tuple[int, int, int]:
-    """Strides of a fuse weight along branch, output and input channel."""
-    if fuse.dim() == 3:
-        return fuse.stride(1), fuse.stride(0), fuse.stride(2)
-    return fuse.shape[0] * fuse.stride(1), fuse.stride(0), fuse.stride(1)
-
-
 def input_precision(dtype: torch.dtype) -> str:
     """How products of float32 are computed: as torch's own float32-matmul setting says."""
     # not allow_tf32: reading it raises once the setting was made through the newer names
@@ -119,23 +133,15 @@ def input_precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def any_index_64(shape: torch.Size, images: int, *strides: Strides) -> bool:
-    """Whether :func:`needs_index_64` holds for one of several tensors of a shape."""
-    return any(needs_index_64(shape, s, images) for s in strides)
-
-
-def needs_index_64(shape: torch.Size, strides: Strides, images: int) -> bool:
-    """Whether offsets inside a tile of ``images`` images [B, C, H, W] exceed 31 bits."""
-    sizes = (min(images, shape[0]), *shape[1:])
-    last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    return last > INT32_MAX
-
-
 def arch_of(x: Tensor) -> int:
     """Ten times the compute capability; 0 in the interpreter, which has the rule for every chip."""
-    if not x.is_cuda:
-        return 0
-    major, minor = torch.cuda.get_device_capability(x.device)
+    return capability(x.device.index) if x.is_cuda else 0
+
+
+@functools.cache
+def capability(device: int) -> int:
+    """Ten times the compute capability of a GPU; asking the driver takes a microsecond."""
+    major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 

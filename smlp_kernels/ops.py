@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from smlp_kernels.kernels import backward
+from smlp_kernels.kernels import mix as forward
 from smlp_kernels.kernels.backward import Needed
 from smlp_kernels.launch import arch_of
-from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
@@ -54,11 +54,7 @@ mix_backward = torch.ops.smlp_kernels.mix_backward.default
 
 def run_mix(x: Tensor, *weights: Any) -> Tensor:
     """``mix``: allocate and launch."""
-    y = torch.empty_like(x)
-    if x.numel():
-        for call in mix_calls(x, Weights(*weights), y, arch_of(x)):
-            call.run(x)
-    return y
+    return forward.mix(x, Weights(*weights), arch_of(x), lambda call: call.launch(x))
 
 
 def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:
@@ -69,7 +65,7 @@ def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:
 def run_mix_backward(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """``mix_backward``: allocate and launch."""
     weights, needed = split_arguments(arguments)
-    return backward.mix_backward(dy, x, weights, needed, arch_of(x), lambda call: call.run(x))
+    return backward.mix_backward(dy, x, weights, needed, arch_of(x), lambda call: call.launch(x))
 
 
 LIBRARY.impl("mix", run_mix, "CompositeExplicitAutograd")
@@ -111,7 +107,7 @@ def wanted_grads(dy: Tensor, x: Tensor | None, weights: Weights, want: tuple[boo
     if any(needed[1:]):
         grads = MixBackward.call(dy, x, *weights[:5], *needed)
         return tuple(grad if wanted else None for grad, wanted in zip(grads, want, strict=True))
-    # one launch or two, where mix_backward takes three of each chunk and moves three times as much
+    # mix rounds once where mix_backward rounds twice, and its tiles need no room for gradients
     return (Mix.call(dy, *weights.transposed()) if needed.x else None, *(None,) * 6)
 
 

@@ -26,8 +26,8 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
         model: any module; may itself be a block.
         fold: for inference with a :class:`smlp.SparseMLP` or :class:`smlp.SMLPNet`: fold BatchNorm
             and residuals into the linear steps between them first, so that ``x + block(norm(x))``
-            is one kernel launch (:mod:`smlp_kernels.folding`). What is folded has other weights,
-            in buffers, and cannot be unfused or trained: keep the original, or its state dict.
+            is one call of the block (:mod:`smlp_kernels.folding`). Folded modules have new weights
+            in buffers and cannot be unfused or trained: keep the original, or its state dict.
             A part that is not known completely (hooks, further modules, pruned weights) is not
             folded, its block only swapped; a warning is logged that names it and says why.
 

@@ -1,6 +1,5 @@
 """``warmup``: all kernels of a training step compiled before the first one, on all cores."""
 
-import contextlib
 import contextvars
 import copy
 import logging
@@ -20,8 +19,8 @@ from smlp_kernels import aot, launch, ops
 from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.backward import mix_backward
+from smlp_kernels.kernels.mix import mix
 from smlp_kernels.launch import Call
-from smlp_kernels.mix_launch import mix_calls
 from smlp_kernels.modules import FusedSMLPBlock
 from smlp_kernels.weights import Weights
 
@@ -164,8 +163,7 @@ def compile_all(operations: list[Operation]) -> int:
     wanted: dict[str, tuple[Call, Tensor]] = {}
     for operation in operations:
         for call in calls_of(operation):
-            kernel, _, _, _, *options = call.plan
-            key = repr((kernel, options, aot.specialisation(call)))
+            key = repr((call.plan.kernel, call.plan.options, aot.specialisation(call)))
             wanted[key] = call, operation.arguments[0]
     with ThreadPoolExecutor() as pool:
         # in a context that ends here: Triton leaves its mode on where a compilation fails
@@ -186,8 +184,7 @@ def load(kernel: Any, device_of: Tensor) -> None:
     """Build a kernel's launcher, which takes seconds of a C compiler in Triton 3.6, and load it."""
     if launch.INTERPRETED:
         return
-    # where the chip has not the memory for it, the launch will take a shorter pipeline
-    with launch.on_device_of(device_of), contextlib.suppress(triton.OutOfResources):
+    with launch.on_device_of(device_of):
         _ = kernel.run
 
 
@@ -196,13 +193,14 @@ def calls_of(operation: Operation) -> list[Call]:
     operator, (first, *_) = operation
     arch = launch.arch_of(first)
     arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]
+    calls: list[Call] = []
     if operator is ops.mix_backward:
-        calls: list[Call] = []
         dy, x, *others = arguments
         mix_backward(dy, x, *ops.split_arguments(others), arch, calls.append)
         return calls
     x, *weights = arguments
-    return mix_calls(x, Weights(*weights), torch.empty_like(x), arch)
+    mix(x, Weights(*weights), arch, calls.append)
+    return calls
 
 
 def shape_of(tensor: Tensor) -> Tensor:

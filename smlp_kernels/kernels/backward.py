@@ -1,25 +1,38 @@
 """The backward as launches: for every chunk of images a product, both axes, a product; then sums.
 
-What is computed is written at the head of :mod:`smlp_kernels.kernels.axis_grad`. The products over
+What is computed is written at the head of :mod:`smlp_kernels.kernels.axis`. The products over
 channels and over pixels are PyTorch's (cuBLAS); between them lies one matrix, [pixels, 3C + pad].
 It is that of a chunk of images, which keeps it in the L2 cache. The pad becomes ones, so that the
 gradient of the bias is a column of that of ``fuse``.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from smlp_kernels.kernels.axis_grad import Axis, axis_grad_plan, axis_tile
+from smlp_kernels.kernels.axis import (
+    Axis,
+    add_product,
+    axis_plan,
+    make_axis,
+    matrix_columns,
+    run_axis,
+)
+from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
-from smlp_kernels.launch import PLANS, Call, Plan, Strides, dense, in_type_of, input_precision
+from smlp_kernels.launch import (
+    PLANS,
+    Call,
+    Launch,
+    Plan,
+    Strides,
+    dense,
+    in_type_of,
+    input_precision,
+)
 from smlp_kernels.weights import Weights
-
-CHUNK_BYTES = 33 * 2**20  # of scratch memory, unless a single image takes more
 
 Grads = tuple[Tensor, ...]
 
@@ -39,7 +52,7 @@ def mix_backward(
     weights: Weights,
     needed: Needed,
     arch: int,
-    launch: Callable[[Call], None],
+    launch: Launch,
 ) -> Grads:
     """Gradients of x and of the six weights; empty tensors in the place of those not needed.
 
@@ -65,10 +78,9 @@ def mix_backward(
         input_precision(x.dtype),
         arch,
     )
-    channels = x.shape[1]
     start, end = plan.branches
     if fuse.dim() != 2 or end - start != fuse.shape[1]:
-        fuse = fuse.reshape(channels, -1)[:, start:end]
+        fuse = fuse.reshape(fuse.shape[0], -1)[:, start:end]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     matrix = x.new_empty(plan.matrix)
     total = x.new_empty(plan.total, dtype=acc)
@@ -81,26 +93,22 @@ def mix_backward(
 
     def add_chunk(chunk: Chunk) -> None:
         """The gradient of x for some images, and their part in those of the weights."""
-        dy_rows = chunk.rows_of(dy, plan.rows.dy)
-        x_rows = chunk.rows_of(x, plan.rows.x) if plan.reads_x else None
+        dy_rows = chunk.read(dy, plan.rows.dy, launch)
+        x_rows = chunk.read(x, plan.rows.x, launch) if plan.reads_x else None
         dx_rows = None
         if needed.x:
-            dx_rows = chunk.rows_of(dx, True) if plan.rows.dx else torch.empty_like(dy_rows)
-        dy_rows = dy_rows.view(chunk.pixels, channels)
+            dx_rows = chunk.view(dx) if plan.rows.dx else torch.empty_like(dy_rows)
         g = matrix[: chunk.pixels] if chunk.is_short else matrix
         if end:
             torch.mm(dy_rows, fuse, out=g[:, start:end])
-        for axis, proj, bias, partial in axes:
-            tensors = (g, x_rows, None if axis.along_h else dx_rows, proj, bias)
-            axis_plan = chunk.h if axis.along_h else chunk.w
-            if axis_plan is not None:
-                launch(Call(axis_plan, (*tensors, partial if axis.need_proj else None)))
-            elif axis.is_needed:
-                axis_by_products(axis, *tensors, partial, chunk.is_first)
+        for (axis, proj, bias, partial), planned in zip(axes, chunk.plans, strict=True):
+            out = None if axis.along_h else dx_rows
+            tensors = (g, x_rows, out, proj, bias, partial if axis.need_proj else None)
+            run_axis(axis, planned, tensors, chunk.is_first, launch)
         if needed.fuse:
             add_product(total, dy_rows.t(), g, chunk.is_first)
         if dx_rows is not None and not plan.rows.dx:
-            dx[chunk.first : chunk.end] = dx_rows.movedim(3, 1)
+            chunk.write(dx_rows, dx, launch)
 
     for chunk in plan.chunks:
         add_chunk(chunk)
@@ -127,31 +135,6 @@ class Rows(NamedTuple):
     dx: bool
 
 
-def is_rows(x: Tensor) -> bool:
-    """Whether [B, C, H, W] is a dense matrix [pixels, C]."""
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-class Chunk(NamedTuple):
-    """Some images of a batch."""
-
-    first: int  # images
-    end: int
-    pixels: int
-    is_first: bool
-    is_short: bool  # of fewer images than the others
-    is_all: bool  # of the batch
-    h: Plan | None  # of axis_grad_kernel, if it runs
-    w: Plan | None
-
-    def rows_of(self, x: Tensor, is_rows: bool) -> Tensor:
-        """Its part of [B, C, H, W] as [images, H, W, C], which is dense: a view or a copy."""
-        if not self.is_all:
-            x = x[self.first : self.end]
-        x = x.permute(0, 2, 3, 1)
-        return x if is_rows else x.contiguous()
-
-
 class BackwardPlan(NamedTuple):
     """All of a backward but the tensors."""
 
@@ -164,11 +147,6 @@ class BackwardPlan(NamedTuple):
     w: Axis
     reads_x: bool
     sums: Plan
-
-
-def matrix_columns(channels: int) -> int:
-    """Of the matrix between the products: every row starts at a multiple of 16 bytes."""
-    return triton.cdiv(3 * channels + 1, 8) * 8
 
 
 @functools.lru_cache(PLANS)
@@ -185,47 +163,29 @@ def backward_plan(
     batch, channels, height, width = shape
     columns = matrix_columns(channels)
     reads_x = any(needed[1:])
-    tile_h = axis_tile(height, channels, dtype, arch)
-    tile_w = axis_tile(width, channels, dtype, arch)
     copies = (not rows.dy) + (reads_x and not rows.x) + (needed.x and not rows.dx)
-    if tile_h is None or tile_w is None:
-        copies += 4  # of axis_by_products
+    size = (channels, height, width)
+
+    def axes_of(images: int) -> tuple[Axis, Axis]:
+        common = (images, dtype, precision, arch)
+        h = make_axis(size, True, (needed.x, needed.proj_h, needed.fuse), *common)
+        return h, make_axis(size, False, (needed.x, needed.proj_w, needed.fuse), *common)
+
+    if any(axis.tile is None for axis in axes_of(1)):
+        copies += 4  # of run_by_products
     image_bytes = height * width * (columns + copies * channels) * dtype.itemsize
-    images = triton.cdiv(batch, triton.cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))
+    images = chunk_images(batch, image_bytes)
+    h, w = axes_of(images)
 
-    def axis_of(along_h: bool) -> Axis:
-        lines, tile = (width, tile_h) if along_h else (height, tile_w)
-        programs = 1
-        if tile is not None:
-            programs = min(tile.programs, tile.tiles(images * lines, channels))
-        return Axis(
-            size=(channels, height, width),
-            columns=columns,
-            along_h=along_h,
-            need_x=needed.x,
-            need_proj=needed.proj_h if along_h else needed.proj_w,
-            need_fuse=needed.fuse,
-            tile=tile,
-            programs=programs,
-            precision=precision,
-        )
-
-    h, w = axis_of(along_h=True), axis_of(along_h=False)
-
-    def chunk_of(first: int) -> Chunk:
-        end = min(first + images, batch)
-        pixels = (end - first) * height * width
-        plans = (
-            axis_grad_plan(axis, pixels, first == 0, strides)
-            for axis, strides in zip((h, w), proj_strides, strict=True)
-        )
-        return Chunk(first, end, pixels, first == 0, end - first < images, images == batch, *plans)
+    def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
+        strides_h, strides_w = proj_strides
+        return axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
 
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
     return BackwardPlan(
         rows=rows,
-        chunks=tuple(map(chunk_of, range(0, batch, images))),
+        chunks=chunks_of(shape, images, plans),
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),
         total=(channels if needed.fuse else 0, columns),
@@ -234,61 +194,3 @@ def backward_plan(
         reads_x=reads_x,
         sums=weight_sums_plan(h.size, columns, h.partial[0], w.partial[0], needed.fuse),
     )
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total (+)= left @ right, added up in the type of ``total`` throughout."""
-    if left.dtype == total.dtype or not left.is_cuda:  # only CUDA has products of mixed types
-        left, right = left.to(total.dtype), right.to(total.dtype)
-        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
-    elif first:
-        torch.mm(left, right, out_dtype=total.dtype, out=total)
-    else:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-
-
-def axis_by_products(
-    axis: Axis,
-    g: Tensor,
-    x_rows: Tensor | None,
-    dx_rows: Tensor | None,
-    proj: Tensor,
-    bias: Tensor | None,
-    partial: Tensor,
-    first: bool,
-) -> None:
-    """What ``axis_grad_kernel`` does, by PyTorch's products: for an axis that no tile holds."""
-    channels, height, width = axis.size
-
-    def positions(images: Tensor) -> Tensor:
-        """A view [positions, images, lines of an image, channels] of [images, H, W, C]."""
-        return images.movedim(1 if axis.along_h else 2, 0)
-
-    branches = positions(g.unflatten(0, (-1, height, width)))
-    start = 0 if axis.along_h else channels
-    branch = branches[..., start : start + channels]
-    identity = branches[..., 2 * channels : 3 * channels]
-    size = len(proj)
-    out = g.new_empty(size, branch[0].numel())
-    if axis.need_x or axis.need_proj:
-        g_lines = branch.flatten(1)  # [positions, all lines and channels]
-    if axis.need_x:
-        torch.addmm(identity.flatten(1), proj.t(), g_lines, out=out)
-        (identity if dx_rows is None else positions(dx_rows)).copy_(out.view_as(identity))
-    if x_rows is None:
-        return
-    x = positions(x_rows)
-    if axis.need_proj:
-        grad, bias_grad = partial.view(size + 1, size).split((size, 1))
-        add_product(grad, g_lines, x.flatten(1).t(), first)
-        sums = g_lines.sum(1, dtype=partial.dtype)
-        bias_grad.copy_(sums if first else bias_grad + sums)
-    if axis.need_fuse:
-        if bias is None:
-            torch.mm(proj, x.flatten(1), out=out)
-        else:
-            torch.addmm(bias.to(g.dtype)[:, None], proj, x.flatten(1), out=out)
-        branch.copy_(out.view_as(branch))
-        if not axis.along_h:
-            identity.copy_(x)
-            branches[..., 3 * channels :] = 1

@@ -99,5 +99,4 @@ def weight_sums_plan(
             "TILE": TILE,
         },
         NUM_WARPS,
-        1,
     )

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure_block, providers, tiles, timing, workbench
+from benchmarks import measure_block, providers, timing, workbench
 from benchmarks.measure_block import EmptyFunction, host, memory, timed
 from benchmarks.recorder import Context, OutOfTimeError, Recorder, SkippedError
 from benchmarks.roofline import Ceilings, floor_us
-from benchmarks.shapes import BY_NAME, Shape
+from benchmarks.shapes import Shape
 from benchmarks.workbench import GpuTime, Workbench
-from smlp import SMLPBlock
-from tests.conftest import HAS_GPU
+from smlp_kernels.kernels import rows
 
 SHAPE = Shape("odd", 2, 6, 5, 7)
 CEILINGS = Ceilings(1e9, {"bf16": 1e9, "fp32": 1e9}, "invented")
@@ -115,36 +114,19 @@ def test_empty_function_changes_nothing() -> None:
     assert torch.equal(torch.autograd.grad(y, x, torch.ones(3))[0], torch.ones(3))
 
 
-def test_tiles_that_are_compared_and_one_that_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def with_tile(tile):
-        if tile == "too large":
-            return lambda block: lambda x: torch.empty(10**15)
-        return lambda block: block
+def test_chunks_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
 
-    monkeypatch.setattr(tiles, "variants", lambda *_: {"a": "small", "b": "too large"})
-    monkeypatch.setattr(tiles, "with_tile", with_tile)
-    monkeypatch.setattr(measure_block, "Provider", partial(_not_only_gpu, providers.Provider))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    time = GpuTime(20.0, 25.0, "graph", 21.0)
-    monkeypatch.setattr(Workbench, "gpu_times", lambda *a: {one.name: time for one in a[1]})
-    found = measure_block.tiles(SHAPE).run(_context())
-    assert found.keys() == {"a", "failures"} and found["failures"].keys() == {"b"}
-    assert found["a"]["us"] == 20.0 and found["a"]["tile"] == "small"
-    assert found["a"]["share_of_floor"] == pytest.approx(
-        floor_us(SHAPE, "inference", "bf16", CEILINGS) / 20
-    )
+    def gpu_times(bench, wanted, pass_):
+        sizes.append(rows.CHUNK_BYTES >> 20)
+        return {one.name: GpuTime(20.0, 25.0, "graph", 21.0) for one in wanted}
 
-
-def _not_only_gpu(provider, name, build, gpu_only):
-    return provider(name, build)
-
-
-def test_a_forward_with_any_tile_is_the_blocks() -> None:
-    device = "cuda" if HAS_GPU else "cpu"
-    block = SMLPBlock(5, 7, 6, device=device, dtype=torch.float64)
-    x = torch.randn(2, 6, 5, 7, device=device, dtype=torch.float64)
-    tile = replace(tiles.forward_tile(SHAPE, "fp32", 0), num_stages=1)
-    torch.testing.assert_close(tiles.with_tile(tile)(block)(x), block(x).detach())
-    assert tiles.variants(BY_NAME["base-7"], 90)["3 stages"].num_stages == 3
+    before = rows.CHUNK_BYTES
+    monkeypatch.setattr(Workbench, "gpu_times", gpu_times)
+    found = measure_block.chunks(SHAPE).run(_context())
+    assert before == rows.CHUNK_BYTES
+    assert sizes == [mib for mib in measure_block.CHUNK_MIB for _ in measure_block.CHUNK_PASSES]
+    assert found.keys() == {f"{mib} MiB" for mib in measure_block.CHUNK_MIB}
+    floor = floor_us(SHAPE, "inference", "bf16", CEILINGS)
+    share = found["16 MiB"]["inference"]["share_of_floor"]
+    assert share == pytest.approx(floor / 20)

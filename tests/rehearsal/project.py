@@ -32,21 +32,6 @@ def functional(module: ModuleType) -> None:
     module.fallback_reason, module.dispatch = no_reason, by_pytorch
 
 
-def gemm_alone(module: ModuleType) -> None:
-    """The kernel is compiled and launched, and the product is PyTorch's."""
-    launched = module.product
-
-    def product(x: Tensor, w: Tensor, tile: Any) -> Tensor:
-        return launched(x, w, tile).copy_(x @ w.t())
-
-    module.product = product
-
-
-def tiles(module: ModuleType) -> None:
-    """With any tile, the block as it is."""
-    module.with_tile = lambda tile: lambda block: block
-
-
 def shapes(module: ModuleType) -> None:
     """Every shape keeps its name and becomes small; a few stages stand for all."""
 
@@ -110,9 +95,7 @@ def constants(**values: Any) -> Callable[[ModuleType], None]:
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "smlp_kernels.functional": functional,
     "smlp_kernels.demo.cli": demo,
-    "benchmarks.gemm_alone": gemm_alone,
     "benchmarks.shapes": shapes,
-    "benchmarks.tiles": tiles,
     "benchmarks.measure_network": measure_network,
     "benchmarks.ceilings": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
     "benchmarks.timing": constants(GRAPH_US=1.0, FLUSH_BYTES=1 << 10),

@@ -1,6 +1,7 @@
 """The device guard without a second GPU: which device it makes current, around what."""
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -53,9 +54,8 @@ def test_every_launch_of_a_training_step_is_under_the_guard(
             return self.kernel[grid]
 
     def launch_watched(call: launch.Call, device_of: Tensor) -> None:
-        original(
-            call._replace(plan=call.plan._replace(kernel=Watched(call.plan.kernel))), device_of
-        )
+        plan = dataclasses.replace(call.plan, kernel=Watched(call.plan.kernel))
+        original(call._replace(plan=plan), device_of)
 
     monkeypatch.setattr(launch, "on_device_of", guard)
     monkeypatch.setattr(launch.Call, "launch", launch_watched)

@@ -28,11 +28,10 @@ def test_kernels_where_they_run(capsys: pytest.CaptureFixture[str]) -> None:
     line = path_line(capsys, "--block", "20x20x32", "--dtype", "fp16")
     where = "on cuda:0" if HAS_GPU else "in Triton's interpreter"
     assert f"runs on the fused kernels {where}" in line
-    assert "step_h=7, step_w=10" in line  # two tiles of 10 columns, not one of 16 and one of 4
-    assert "projection along H" not in line
-    assert "projection along H, before: ProjectConfig(" in path_line(
-        capsys, "--block", "14x65x32", "--dtype", "fp16"
-    )
+    assert "forward along H: AxisTile(positions=32, " in line
+    assert "backward along W: AxisTile(positions=32, " in line
+    longer = path_line(capsys, "--block", "14x130x32", "--dtype", "fp16")
+    assert "forward along W: products of PyTorch" in longer
 
 
 def test_fallback_and_its_reason(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from smlp.functional import smlp
-from smlp_kernels import fused_smlp, launch, mix_launch, ops
+from smlp_kernels import fused_smlp, launch, ops
 from smlp_kernels.aot_report import STAGES
-from smlp_kernels.configs import MAX_CHANNELS, MAX_SIZE
-from smlp_kernels.kernels import backward
+from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
+from smlp_kernels.kernels import axis, backward, rows
 from smlp_kernels.weights import Weights
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
 
@@ -106,12 +106,12 @@ def test_only_what_is_asked_for(names: tuple[str, ...], monkeypatch: pytest.Monk
     for name, a, e in zip(names, actual, exact, strict=True):
         assert_close(a, e, None, eps=EPS[torch.float64], name=name)
     if names == ("x",):
-        assert launched == [("mix_kernel", None)]
+        assert launched == [("both_axes_kernel", None)]
         return
     both = "x" in names or any("fuse" in name for name in names)
     expected = {
-        ("axis_grad_kernel", True): both or any(name.endswith("_h") for name in names),
-        ("axis_grad_kernel", False): both or any(name.endswith("_w") for name in names),
+        ("axis_kernel", True): both or any(name.endswith("_h") for name in names),
+        ("axis_kernel", False): both or any(name.endswith("_w") for name in names),
         ("weight_sums_kernel", None): True,
     }
     assert launched == [call for call, needed in expected.items() if needed]
@@ -168,8 +168,8 @@ def test_empty_batch_has_zero_weight_gradients() -> None:
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backward takes two images at a time of blocks of 24 channels and 14 x 9 in float64."""
-    image = 14 * 9 * backward.matrix_columns(24) * 8
-    monkeypatch.setattr(backward, "CHUNK_BYTES", 2 * image)
+    image = 14 * 9 * axis.matrix_columns(24) * 8
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * image)
     backward.backward_plan.cache_clear()
     yield
     backward.backward_plan.cache_clear()
@@ -193,7 +193,7 @@ def test_batches_in_chunks(dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.usefixtures("chunks")
 def test_axes_of_no_tile_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "axis_tile", lambda *_: None)
+    monkeypatch.setattr(axis, "axis_tile", lambda *_: None)
     case = Case(5, 14, 9, 24)
     arguments = wanting(case.arguments(torch.float64))
     dy = case.arguments(torch.float64, seed=1)[0]
@@ -227,18 +227,18 @@ def test_backward_inside_autocast_computes_in_the_type_of_x() -> None:
 
 def test_scratch_memory_is_bounded() -> None:
     """At every stage, in every layout: one chunk and what is copied for it."""
-    for (height, width, channels), rows in itertools.product(
+    for (height, width, channels), dense in itertools.product(
         STAGES, itertools.product([True, False], repeat=3)
     ):
         plan = backward.backward_plan(
-            torch.Size((128, channels, height, width)), backward.Rows(*rows),
+            torch.Size((128, channels, height, width)), backward.Rows(*dense),
             backward.Needed(True, True, True, True), ((height, 1), (width, 1)),
             torch.bfloat16, "ieee", 90,
         )  # fmt: skip
-        copies = channels * sum(not is_rows for is_rows in rows)
-        assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= backward.CHUNK_BYTES
+        copies = channels * sum(not is_rows for is_rows in dense)
+        assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= rows.CHUNK_BYTES
         assert sum(chunk.pixels for chunk in plan.chunks) == 128 * height * width
-        if all(rows) and height <= 14:
+        if all(dense) and height <= 14:
             assert 4 * len(plan.chunks) + 1 <= 9  # launches
 
 
@@ -254,12 +254,11 @@ def test_offsets_inside_a_chunk_fit_31_bits() -> None:
 
 
 def test_64_bit_offsets_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the input, where no weight learns; chunks of the others need none."""
-    arguments = wanting(Case(2, 14, 9, 18).arguments(torch.float32), ("x",))
-    dy = Case(2, 14, 9, 18).arguments(torch.float32, seed=1)[0]
+    arguments = wanting(Case(2, 14, 9, 18).arguments(torch.float32, "bordered"))
+    dy = Case(2, 14, 9, 18).arguments(torch.float32, "strided", seed=1)[0]
     expected = gradients(fused_smlp, arguments, dy)
-    monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
-    monkeypatch.setattr(mix_launch, "mix_plan", mix_launch.mix_plan.__wrapped__)
+    monkeypatch.setattr(rows, "INT32_MAX", 0)
+    monkeypatch.setattr(rows, "copy_images_plan", rows.copy_images_plan.__wrapped__)
     for a, b in zip(gradients(fused_smlp, arguments, dy), expected, strict=True):
         assert torch.equal(a, b)
 

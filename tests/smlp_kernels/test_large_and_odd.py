@@ -1,42 +1,20 @@
 """Sizes at the edge of a launch, inputs that overlap, and blocks used in unusual ways."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from smlp_kernels import FusedSMLPBlock, fused_smlp
-from smlp_kernels.configs import (
-    DTYPES,
-    MAX_CHANNELS,
-    MAX_SIZE,
-    has_long_axis,
-    mix_config,
-    project_config,
-)
+from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
+from smlp_kernels.kernels.axis import matrix_columns
+from smlp_kernels.launch import INT32_MAX
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
 
-GRID_LIMIT = 2**31 - 1  # of axis x
 
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_memory_ends_before_the_grid_does(dtype: torch.dtype) -> None:
-    """Whatever fills a GPU takes fewer programs than one axis of a grid has.
-
-    Images of a single channel do so up to 141 GB (H200), all others up to 288 GB (B300). Beyond
-    that the driver refuses the launch with an error.
-    """
-    sizes = (1, 2, 7, 9, 14, 17, 33, 56, 65, 129, MAX_SIZE)
-    channels = (1, 3, 17, 65, 129, 257, MAX_CHANNELS)
-    for height, width, c, arch in itertools.product(sizes, sizes, channels, (80, 90)):
-        image = 2 * c * height * width * dtype.itemsize  # bytes, with its output
-        batch = int((141e9 if c == 1 else 288e9) / image)
-        before = [project_config] if has_long_axis(height, width) else []
-        for config in (*before, mix_config):
-            programs = config(height, width, c, dtype, arch).programs(batch, height, width, c)
-            assert programs <= GRID_LIMIT, (config, height, width, c, arch, batch)
+def test_offsets_inside_an_image_fit_31_bits() -> None:
+    """What the axis kernels, which take rows of a few images, count on."""
+    assert MAX_SIZE**2 * matrix_columns(MAX_CHANNELS) <= INT32_MAX
 
 
 # H, W or C of 1, one image, primes: sizes at which strides and tiles degenerate.

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from smlp_kernels import aot
 from smlp_kernels.kernels.backward import Needed, mix_backward
-from smlp_kernels.mix_launch import mix_calls
+from smlp_kernels.kernels.mix import mix
 from smlp_kernels.weights import Weights
 
 class Driver:
@@ -33,9 +33,9 @@ def empty(*shape):
     return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
 def specialisation(call):
-    kernel, _, integers, constants, *_ = call.plan
-    binder = kernel.device_caches[0][-1]
-    return [list(pair) for pair in binder(*call.tensors, *integers, **constants)[1]]
+    plan = call.plan
+    binder = plan.kernel.device_caches[0][-1]
+    return [list(pair) for pair in binder(*call.tensors, *plan.integers, **plan.constants)[1]]
 
 def ahead_of_time(call):
     source = aot.source(call)
@@ -47,9 +47,10 @@ def ahead_of_time(call):
 rows = []
 for batch, size in itertools.product((1, 7, 16, 128), ((14, 12, 48), (72, 8, 48))):
     h, w, c = size
-    x = empty(batch, c, h, w).contiguous(memory_format=torch.channels_last)
+    x = empty(batch, c, h, w)
     weights = Weights(empty(h, h), empty(h), empty(w, w), empty(w), empty(c, 3 * c), empty(c))
-    calls = mix_calls(x, weights, x, 90)
+    calls = []
+    mix(x, weights, 90, calls.append)
     for needed in ((True, True, True, True), (False, False, True, False)):
         mix_backward(x, x, weights, Needed(*needed), 90, calls.append)
     for call in calls:
@@ -74,11 +75,14 @@ def rows() -> list[list[Any]]:
 @pytest.mark.parametrize(
     ("kernel", "height"),
     [
-        *(("mix_kernel", 14), ("axis_grad_kernel along H", 14), ("weight_sums_kernel", 14)),
-        *(("project_h_kernel", 72), ("mix_kernel", 72)),  # a long axis
+        *(("both_axes_kernel", 14), ("axis_kernel along H", 14), ("weight_sums_kernel", 14)),
+        *(("axis_kernel along H", 72), ("axis_kernel along W", 72)),  # tiles of different warps
+        ("copy_images_kernel", 14),
     ],
 )
-def test_no_batch_size_compiles_anew(kernel: str, height: int, rows: list[list[Any]]) -> None:
+def test_a_new_batch_size_does_not_recompile(
+    kernel: str, height: int, rows: list[list[Any]]
+) -> None:
     found = {
         batch: json.dumps(key) for name, batch, h, key, _ in rows if (name, h) == (kernel, height)
     }

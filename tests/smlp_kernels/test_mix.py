@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from smlp.functional import smlp
-from smlp_kernels import fused_smlp, launch, mix_launch, ops
-from smlp_kernels.configs import MixConfig
-from smlp_kernels.weights import Weights
+from smlp_kernels import fused_smlp, launch, ops
+from smlp_kernels.kernels import mix, rows
 from tests.smlp_kernels.oracle import (
     DEVICE,
     EPS,
@@ -20,8 +19,8 @@ from tests.smlp_kernels.oracle import (
     to_float64,
 )
 
-# Odd, prime and ragged sizes, several images a tile, axes longer than a block of the mixing
-# product, and the real stages scaled down. The grid is small because the interpreter runs it.
+# Odd, prime and ragged sizes, several images a tile, and the real stages scaled down. The grid is
+# small because the interpreter runs it.
 CASES = [
     Case(1, 1, 1, 1),
     Case(2, 3, 5, 7),
@@ -30,7 +29,7 @@ CASES = [
     Case(1, 13, 11, 17, bias=False),
     Case(2, 8, 32, 12),
     Case(1, 28, 20, 24),
-    Case(2, 70, 9, 18),  # a long axis: the projection along H is a launch of its own
+    Case(2, 70, 9, 18),  # axes longer than any tile of some types: products of PyTorch
     Case(1, 5, 70, 3, bias=False),
     Case(1, 66, 130, 2),
     Case(1, 56, 56, 5),
@@ -50,22 +49,29 @@ def test_values(case: Case, dtype: torch.dtype) -> None:
     assert_close(actual, exact, smlp(*arguments), eps=EPS[dtype])
 
 
-# no row of the table has whole images in a tile for float64, nor several of them
-@pytest.mark.parametrize("dtype", INTERPRETED_DTYPES + GPU_DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize(
-    "case", [Case(3, 14, 9, 33), Case(2, 16, 16, 18, bias=False), Case(1, 9, 14, 5)], ids=str
+    ("layout", "copies"), [("channels_last", 0), ("bordered", 1), ("contiguous", 2)]
 )
-def test_tiles_of_whole_images(case: Case, layout: str, dtype: torch.dtype) -> None:
-    tile = MixConfig(2, 16, 16, case.height, case.width, 16, 32, 16, 16, 8, 1)
-    assert tile.holds_images(case.height, case.width)
-    arguments = case.arguments(dtype, layout)
-    y = torch.full_like(arguments[0], torch.nan)
-    (call,) = mix_launch.mix_calls(
-        arguments[0], Weights(*arguments[1:]), y, launch.arch_of(y), tile
-    )
-    call.launch(y)
-    assert_close(y, formula(*to_float64(arguments)), smlp(*arguments), eps=EPS[dtype])
+def test_chunks_of_a_batch(layout: str, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images at a time, and one at the end."""
+    case = Case(5, 6, 7, 9)
+    arguments = case.arguments(torch.float64, layout)
+    columns = 32 + copies * case.channels  # 3 * 9 + 1, up to eights; then those of x and y
+    image = case.height * case.width * columns * 8
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * image)
+    monkeypatch.setattr(mix, "mix_plan", mix.mix_plan.__wrapped__)
+    launched = []
+    original = launch.Call.launch
+
+    def record(call: launch.Call, device_of: torch.Tensor) -> None:
+        launched.append(call.plan.kernel.__name__)
+        original(call, device_of)
+
+    monkeypatch.setattr(launch.Call, "launch", record)
+    actual = fused_smlp(*arguments)
+    assert launched.count("both_axes_kernel") == 3
+    assert launched.count("copy_images_kernel") == 3 * copies
+    assert_close(actual, formula(*to_float64(arguments)), None, eps=EPS[torch.float64])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "bordered", "strided", "transposed"])
@@ -131,32 +137,36 @@ def test_bad_values_stay_where_the_formula_has_them(
     assert not bool(actual[1].all()) and bool(actual[0].all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [Case(3, 14, 9, 18), Case(1, 70, 5, 3)], ids=str)
-def test_64_bit_offsets_give_the_same_result(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = case.arguments(dtype)
-    expected = fused_smlp(*arguments)
-    monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
-    for plan in ("mix_plan", "project_h_plan"):
-        monkeypatch.setattr(mix_launch, plan, getattr(mix_launch, plan).__wrapped__)
-    assert torch.equal(fused_smlp(*arguments), expected)
+@pytest.mark.parametrize("layout", ["contiguous", "bordered", "strided", "transposed"])
+def test_copies_of_images(layout: str) -> None:
+    """There and back, with what lies between the values untouched."""
+    values = torch.randn(3, 5, 14, 9, dtype=torch.float64, device=DEVICE)
+    source = in_layout(values, layout)
+    target = torch.empty_like(values, memory_format=torch.channels_last)
+    back = in_layout(torch.zeros_like(values), layout)
+    for one, other in ((source, target), (target, back)):
+        rows.copy_images(one, other, lambda call: call.launch(source))
+    assert torch.equal(target, values) and torch.equal(back, values)
+    assert bool(torch.isnan(back._base).any() if layout in ("bordered", "strided") else True)
 
 
-def test_64_bit_offsets_are_chosen_by_size_and_strides() -> None:
-    def needs_index_64(x: torch.Tensor, images: int) -> bool:
-        return launch.needs_index_64(x.shape, x.stride(), images)
+def test_copies_have_64_bit_offsets_where_an_image_is_far_spread() -> None:
+    def is_wide(x: torch.Tensor) -> bool:
+        plan = rows.copy_images_plan(x.shape, x.stride(), x.contiguous().stride())
+        return plan.constants["INDEX_64"]
 
-    small = torch.empty(128, 80, 56, 56, device="meta")
-    assert not needs_index_64(small, 4)
-    # 2^33 elements in all, but no tile of one image reaches beyond 2^31
-    large = torch.empty(64, 2048, 256, 256, device="meta")
-    assert not needs_index_64(large, 1)
-    assert needs_index_64(large, 32)
+    # 2^33 elements in all, but no image reaches beyond 2^31
+    assert not is_wide(torch.empty(64, 2048, 256, 256, device="meta"))
     # one image of a view whose rows lie far apart
-    sparse = torch.empty(1, 1, 2**16, 2**16, device="meta")[:, :, :: 2**10, :: 2**10]
-    assert needs_index_64(sparse, 1)
+    assert is_wide(torch.empty(1, 1, 2**16, 2**16, device="meta")[:, :, :: 2**10, :: 2**10])
+
+
+def test_64_bit_offsets_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = Case(3, 14, 9, 18).arguments(torch.float32, "bordered")
+    expected = fused_smlp(*arguments)
+    monkeypatch.setattr(rows, "INT32_MAX", 0)
+    monkeypatch.setattr(rows, "copy_images_plan", rows.copy_images_plan.__wrapped__)
+    assert torch.equal(fused_smlp(*arguments), expected)
 
 
 @pytest.fixture

@@ -51,8 +51,9 @@ def test_kernels_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     case = Case(2, 5, 6, 7)
     block(case)(case.arguments(torch.float64)[0]).sum().backward()
-    backward = ["axis_grad_kernel", "axis_grad_kernel", "weight_sums_kernel"]
-    assert launched == ["mix_kernel", *backward]  # x wants no gradient
+    # x wants no gradient; that of the output is expanded
+    backward = ["copy_images_kernel", "axis_kernel", "axis_kernel", "weight_sums_kernel"]
+    assert launched == ["both_axes_kernel", *backward]
 
 
 @pytest.mark.parametrize("fused_first", [True, False])

@@ -1,0 +1,433 @@
+"""The kernel that mixes along an axis: in the forward, and between the backward's two products.
+
+Forward:   [x_h | x_w | x] = [Ph x + bh | x Pw' + bw | x]    here, along H and W in one launch
+           y = [x_h | x_w | x] F' + bias                     after, a product over channels
+
+Backward:  G = dy F = [Gh | Gw | Gi]                         before, a product over channels
+           dx = Ph' Gh + Gw Pw + Gi                          here, first along H, then along W
+           dPh = sum Gh x', dbh = sum Gh, and those along W  here
+           dF, db = dy' [x_h | x_w | x | 1]                  after, a product over pixels
+
+In the backward the kernel turns [Gh | Gw | Gi | .] into [x_h | x_w | x | 1] where it lies, leaving
+dx and the gradients of the projections; the forward is the part of it that needs no G. A tile is
+all positions of some lines and some channels, [positions, lines * channels]: in this shape every
+product is a plain one. Nothing is read twice in a launch, and no element is touched by two
+programs. A launch takes a chunk of the batch whose offsets fit 31 bits.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from smlp_kernels.launch import Call, Launch, Plan, Strides, cdiv
+
+
+@triton.jit
+def load_matrix(ptr, rows, cols, n_rows, n_cols, stride_row, stride_col):
+    """Tile of a matrix, zero outside [n_rows, n_cols]; rows [R], cols [C] -> [R, C]."""
+    offsets = rows[:, None] * stride_row + cols[None, :] * stride_col
+    mask = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+    return tl.load(ptr + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def run_along(
+    pid,
+    g_ptr,  # [pixels, COLUMNS]: Gh, Gw, Gi or nothing yet, and room for ones
+    x_ptr,  # [pixels, C]; None where only dx is wanted
+    dx_ptr,  # [pixels, C]; None along H, or where dx is not wanted
+    proj_ptr,  # [SIZE, SIZE] out, in
+    bias_ptr,  # [SIZE] or None
+    partial_ptr,  # [programs, SIZE * SIZE + SIZE]: what a program has added up; None if not wanted
+    lines,  # images * WIDTH along H, images * HEIGHT along W
+    programs,
+    first,  # 1 for the first chunk of a batch: nothing was added up before
+    stride_out, stride_in,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    ALONG_H: tl.constexpr,  # in the backward it runs first, and leaves Ph' Gh + Gi in place of Gi
+    NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,  # dx; [x_h | x_w | x | 1]
+    POSITIONS: tl.constexpr,  # SIZE or more, a power of two
+    LINES: tl.constexpr, BLOCK_C: tl.constexpr,  # of a tile
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What program ``pid`` does: every ``programs``-th tile."""
+    dtype = g_ptr.dtype.element_ty
+    ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
+    SIZE: tl.constexpr = HEIGHT if ALONG_H else WIDTH
+    STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
+    SLICES: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    i = tl.arange(0, POSITIONS)
+    k = tl.arange(0, POSITIONS)
+    if NEED_X:
+        proj_t = load_matrix(proj_ptr, i, k, SIZE, SIZE, stride_in, stride_out)
+    if NEED_FUSE:
+        proj = load_matrix(proj_ptr, i, k, SIZE, SIZE, stride_out, stride_in)
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
+    if partial_ptr is not None:
+        partial_ptr += pid * (SIZE * (SIZE + 1))
+        gram_ptr = partial_ptr + (i[:, None] * SIZE + k[None, :])
+        inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
+        total_ptr = partial_ptr + SIZE * SIZE + i
+        gram = tl.load(gram_ptr, mask=inside & (first == 0), other=0.0)
+        total = tl.load(total_ptr, mask=(i < SIZE) & (first == 0), other=0.0)
+    axis_ptr = g_ptr if ALONG_H else g_ptr + CHANNELS
+    identity_ptr = g_ptr + 2 * CHANNELS
+
+    n = tl.arange(0, LINES * BLOCK_C)
+    for tile in range(pid, tl.cdiv(lines, LINES) * SLICES, programs):
+        line = (tile // SLICES) * LINES + n // BLOCK_C
+        c = (tile % SLICES) * BLOCK_C + n % BLOCK_C
+        mask = (i < SIZE)[:, None] & ((line < lines) & (c < CHANNELS))[None, :]
+        pixel = line // WIDTH * (HEIGHT * WIDTH) + line % WIDTH if ALONG_H else line * WIDTH
+        x_offsets = i[:, None] * (STEP * CHANNELS) + (pixel * CHANNELS + c)[None, :]
+        g_offsets = i[:, None] * (STEP * COLUMNS) + (pixel * COLUMNS + c)[None, :]
+
+        # [POSITIONS, LINES * BLOCK_C], zero beyond the image; x last: the others are then in flight
+        # before the first product waits
+        if NEED_X:
+            rest = tl.load(identity_ptr + g_offsets, mask=mask, other=0.0)
+        if NEED_X or partial_ptr is not None:
+            g = tl.load(axis_ptr + g_offsets, mask=mask, other=0.0)
+        if NEED_FUSE or partial_ptr is not None:
+            x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0)
+        if NEED_X:
+            dx = tl.dot(proj_t, g, out_dtype=ACC, input_precision=PRECISION) + rest.to(ACC)
+        if partial_ptr is not None:
+            gram = tl.dot(g, tl.trans(x), gram, out_dtype=ACC, input_precision=PRECISION)
+            total += tl.sum(g.to(ACC), 1)
+        if NEED_FUSE:
+            mixed = tl.dot(proj, x, out_dtype=ACC, input_precision=PRECISION)
+            if bias_ptr is not None:
+                mixed += bias[:, None]
+
+        tl.debug_barrier()  # of this program's warps: all have read what is now written over
+        if NEED_FUSE:
+            tl.store(axis_ptr + g_offsets, mixed.to(dtype), mask=mask)
+        if ALONG_H:
+            if NEED_X:
+                tl.store(identity_ptr + g_offsets, dx.to(dtype), mask=mask)
+        else:
+            if NEED_X:
+                tl.store(dx_ptr + x_offsets, dx.to(dtype), mask=mask)
+            if NEED_FUSE:
+                tl.store(identity_ptr + g_offsets, x, mask=mask)
+                PAD: tl.constexpr = COLUMNS - 3 * CHANNELS
+                ones = (i < SIZE)[:, None] & ((line < lines) & (c < PAD))[None, :]
+                tl.store(g_ptr + 3 * CHANNELS + g_offsets, 1.0, mask=ones)
+
+    if partial_ptr is not None:
+        tl.store(gram_ptr, gram, mask=inside)
+        tl.store(total_ptr, total, mask=i < SIZE)
+
+
+@triton.jit(do_not_specialize=["lines", "programs", "first"])  # a new batch size: no new kernel
+def axis_kernel(
+    g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs, first,
+    stride_out, stride_in,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    ALONG_H: tl.constexpr, NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
+    POSITIONS: tl.constexpr, LINES: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``run_along`` one axis; arguments as there."""
+    run_along(
+        tl.program_id(0), g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs,
+        first, stride_out, stride_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
+        POSITIONS, LINES, BLOCK_C, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["lines_h", "lines_w", "programs_h", "programs_w"])
+def both_axes_kernel(
+    rows_ptr,  # [pixels, COLUMNS]: becomes [x_h | x_w | x | 1]
+    x_ptr,  # [pixels, C]
+    proj_h_ptr,  # [H, H] out, in
+    bias_h_ptr,  # [H] or None
+    proj_w_ptr,  # [W, W] out, in
+    bias_w_ptr,  # [W] or None
+    lines_h, programs_h, stride_h_out, stride_h_in,
+    lines_w, programs_w, stride_w_out, stride_w_in,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    POSITIONS_H: tl.constexpr, LINES_H: tl.constexpr, BLOCK_C_H: tl.constexpr,
+    POSITIONS_W: tl.constexpr, LINES_W: tl.constexpr, BLOCK_C_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The forward along H by the first programs, along W by the others."""
+    pid = tl.program_id(0)
+    if pid < programs_h:
+        run_along(
+            pid, rows_ptr, x_ptr, None, proj_h_ptr, bias_h_ptr, None, lines_h, programs_h, 1,
+            stride_h_out, stride_h_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
+            POSITIONS_H, LINES_H, BLOCK_C_H, PRECISION,
+        )  # fmt: skip
+    else:
+        run_along(
+            pid - programs_h, rows_ptr, x_ptr, None, proj_w_ptr, bias_w_ptr, None, lines_w,
+            programs_w, 1, stride_w_out, stride_w_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
+            False, True, POSITIONS_W, LINES_W, BLOCK_C_W, PRECISION,
+        )  # fmt: skip
+
+
+class AxisRow(NamedTuple):
+    """A row of ``AXIS_TABLE``: what it is for, then the tile."""
+
+    archs: tuple[int, ...] | None  # ten times the compute capability; None: every chip
+    forward: bool | None  # None: either pass
+    itemsize: int  # of the type, in bytes
+    positions: int
+    elements: int  # of a tile
+    num_warps: int
+    programs: int  # at most: a constant, so that the order of sums does not depend on the chip
+    registers: int | None = None  # of a thread, at most
+
+
+# The first row that applies is taken; without any, the axis is left to PyTorch's products. Small
+# tiles, of which 3 to 8 programs run on an SM at a time: what hides the latency of loads here.
+AXIS_TABLE = (
+    # chips      forward bytes positions elements warps programs registers
+    AxisRow(None, True, 2, 16, 4096, 4, 1056),
+    AxisRow(None, True, 2, 32, 4096, 4, 1056),
+    AxisRow(None, True, 2, 64, 4096, 4, 1056),
+    AxisRow((90, 100), None, 2, 64, 4096, 4, 396, 168),
+    AxisRow((90, 100), None, 2, 128, 4096, 8, 264),
+    AxisRow(None, None, 2, 16, 2048, 2, 792),
+    AxisRow(None, None, 2, 32, 2048, 2, 660),
+    AxisRow(None, None, 2, 64, 2048, 4, 528),
+    AxisRow(None, None, 2, 128, 2048, 8, 264),
+    AxisRow(None, None, 4, 16, 1024, 2, 792),
+    AxisRow(None, None, 4, 32, 1024, 2, 660),
+    AxisRow(None, None, 4, 64, 1024, 8, 264),
+    AxisRow(None, None, 8, 16, 512, 2, 792),
+    AxisRow(None, None, 8, 32, 512, 4, 660),
+    AxisRow(None, None, 8, 64, 1024, 8, 264),
+)
+
+
+class AxisTile(NamedTuple):
+    """The part of a row that is for one number of channels."""
+
+    positions: int
+    lines: int
+    block_c: int
+    num_warps: int
+    programs: int
+    registers: int | None
+
+    def tiles(self, lines: int, channels: int) -> int:
+        """Of a launch."""
+        return cdiv(lines, self.lines) * cdiv(channels, self.block_c)
+
+
+@functools.cache
+def axis_tile(
+    size: int, channels: int, dtype: torch.dtype, arch: int, forward: bool
+) -> AxisTile | None:
+    """The tile for an axis of this size, or None where there is none.
+
+    Its lines have 32 to 128 contiguous bytes, and no channel more than there are, if possible.
+    """
+    positions = max(16, triton.next_power_of_2(size))
+    for row in AXIS_TABLE:
+        if (
+            (row.itemsize, row.positions) == (dtype.itemsize, positions)
+            and (row.archs is None or arch in row.archs)
+            and row.forward in (forward, None)
+        ):
+            columns = max(16, row.elements // positions)
+            block_c = max(16, min(64, channels & -channels, columns))
+            return AxisTile(positions, columns // block_c, block_c, *row[5:])
+    return None
+
+
+class Axis(NamedTuple):
+    """What the launches along one axis of a batch have in common."""
+
+    size: tuple[int, int, int]  # C, H, W
+    along_h: bool
+    need_x: bool
+    need_proj: bool
+    need_fuse: bool
+    tile: AxisTile | None
+    programs: int
+    precision: str
+
+    @property
+    def partial(self) -> tuple[int, int]:
+        """Shape of the partial results."""
+        size = self.size[1 if self.along_h else 2]
+        return self.programs if self.need_proj else 0, size * (size + 1)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything is to be computed."""
+        return self.need_x or self.need_proj or self.need_fuse
+
+
+def make_axis(
+    size: tuple[int, int, int],
+    along_h: bool,
+    needs: tuple[bool, bool, bool],
+    images: int,
+    dtype: torch.dtype,
+    precision: str,
+    arch: int,
+) -> Axis:
+    """An axis of a batch.
+
+    Args:
+        size: C, H, W.
+        along_h: which axis.
+        needs: dx, the gradient of the projection, [x_h | x_w | x | 1].
+        images: of a chunk.
+        dtype: of x.
+        precision: of products of float32, "ieee" or "tf32".
+        arch: ten times the compute capability.
+    """
+    channels, height, width = size
+    length, lines = (height, width) if along_h else (width, height)
+    tile = axis_tile(length, channels, dtype, arch, not (needs[0] or needs[1]))
+    programs = 1
+    if tile is not None:  # programs of equally many tiles
+        tiles = tile.tiles(images * lines, channels)
+        programs = cdiv(tiles, cdiv(tiles, tile.programs))
+    return Axis(size, along_h, *needs, tile, programs, precision)
+
+
+def matrix_columns(channels: int) -> int:
+    """Of [x_h | x_w | x | 1]; a row starts at a multiple of 16 bytes."""
+    return cdiv(3 * channels + 1, 8) * 8
+
+
+def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | None:
+    """The plan of ``both_axes_kernel``, or None where the axes' tiles do not go together."""
+    channels, height, width = h.size
+    if h.tile is None or w.tile is None or h.tile.num_warps != w.tile.num_warps:
+        return None
+    return Plan(
+        both_axes_kernel,
+        h.programs + w.programs,
+        (
+            *(pixels // height, h.programs, *strides[:2]),
+            *(pixels // width, w.programs, *strides[2:]),
+        ),
+        {
+            "CHANNELS": channels,
+            "COLUMNS": matrix_columns(channels),
+            "HEIGHT": height,
+            "WIDTH": width,
+            "POSITIONS_H": h.tile.positions,
+            "LINES_H": h.tile.lines,
+            "BLOCK_C_H": h.tile.block_c,
+            "POSITIONS_W": w.tile.positions,
+            "LINES_W": w.tile.lines,
+            "BLOCK_C_W": w.tile.block_c,
+            "PRECISION": h.precision,
+        },
+        h.tile.num_warps,
+    )
+
+
+def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Plan | None:
+    """The plan of ``axis_kernel`` for a chunk of the batch, the first or a later one.
+
+    None where there is nothing to do, or no tile to do it with.
+    """
+    channels, height, width = axis.size
+    tile = axis.tile
+    if tile is None or not axis.is_needed:
+        return None
+    return Plan(
+        axis_kernel,
+        axis.programs,
+        (pixels // (height if axis.along_h else width), axis.programs, int(first), *proj_strides),
+        {
+            "CHANNELS": channels,
+            "COLUMNS": matrix_columns(channels),
+            "HEIGHT": height,
+            "WIDTH": width,
+            "ALONG_H": axis.along_h,
+            "NEED_X": axis.need_x,
+            "NEED_FUSE": axis.need_fuse,
+            "POSITIONS": tile.positions,
+            "LINES": tile.lines,
+            "BLOCK_C": tile.block_c,
+            "PRECISION": axis.precision,
+        },
+        tile.num_warps,
+        tile.registers,
+    )
+
+
+def run_axis(
+    axis: Axis,
+    plan: Plan | None,
+    tensors: tuple[Tensor | None, ...],
+    first: bool,
+    launch: Launch,
+) -> None:
+    """By the kernel, with the plan of a chunk; without one by PyTorch's products."""
+    if plan is not None:
+        launch(Call(plan, tensors))
+    elif axis.is_needed:
+        run_by_products(axis, *tensors, first)
+
+
+def run_by_products(
+    axis: Axis,
+    g: Tensor,
+    x_rows: Tensor | None,
+    dx_rows: Tensor | None,
+    proj: Tensor,
+    bias: Tensor | None,
+    partial: Tensor | None,
+    first: bool,
+) -> None:
+    """What ``axis_kernel`` does, by PyTorch's products: for an axis that no tile holds."""
+    channels, height, width = axis.size
+
+    def positions(rows: Tensor) -> Tensor:
+        """A view [positions, images, lines of an image, channels]."""
+        return rows.unflatten(0, (-1, height, width)).movedim(1 if axis.along_h else 2, 0)
+
+    start = 0 if axis.along_h else channels
+    branch = positions(g[:, start : start + channels])
+    identity = positions(g[:, 2 * channels : 3 * channels])
+    size = len(proj)
+    out = g.new_empty(size, branch[0].numel())
+    if axis.need_x or axis.need_proj:
+        g_lines = branch.flatten(1)  # [positions, all lines and channels]
+    if axis.need_x:
+        torch.addmm(identity.flatten(1), proj.t(), g_lines, out=out)
+        (identity if dx_rows is None else positions(dx_rows)).copy_(out.view_as(identity))
+    if x_rows is None:
+        return
+    x = positions(x_rows)
+    if partial is not None:
+        grad, bias_grad = partial.view(size + 1, size).split((size, 1))
+        add_product(grad, g_lines, x.flatten(1).t(), first)
+        sums = g_lines.sum(1, dtype=partial.dtype)
+        bias_grad.copy_(sums if first else bias_grad + sums)
+    if axis.need_fuse:
+        if bias is None:
+            torch.mm(proj, x.flatten(1), out=out)
+        else:
+            torch.addmm(bias.to(g.dtype)[:, None], proj, x.flatten(1), out=out)
+        branch.copy_(out.view_as(branch))
+        if not axis.along_h:
+            identity.copy_(x)
+            g[:, 3 * channels :] = 1
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total (+)= left @ right, added up in the type of ``total`` throughout."""
+    if left.dtype == total.dtype or not left.is_cuda:  # only CUDA has products of mixed types
+        left, right = left.to(total.dtype), right.to(total.dtype)
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        torch.mm(left, right, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

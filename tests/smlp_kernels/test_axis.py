@@ -1,0 +1,61 @@
+"""The tiles of the axis kernels: each holds its axis, nothing depends on the batch."""
+
+import inspect
+
+import pytest
+import torch
+
+from smlp_kernels.aot_report import OTHERS, STAGES
+from smlp_kernels.functional import DTYPES, MAX_CHANNELS, MAX_SIZE
+from smlp_kernels.kernels.axis import axis_plan, axis_tile, both_axes_plan, make_axis
+from smlp_kernels.kernels.rows import copy_images_plan
+from smlp_kernels.kernels.weight_sums import weight_sums_plan
+
+ARCHS = (0, 80, 86, 89, 90, 100, 120)  # 0: the interpreter
+EXTREMES = [(1, 1, 1), (MAX_SIZE, 1, MAX_CHANNELS), (1, MAX_SIZE, 2), (MAX_SIZE, MAX_SIZE, 17)]
+
+
+def is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", STAGES + OTHERS + EXTREMES, ids=str)
+def test_tiles_are_valid(shape: tuple[int, int, int], dtype: torch.dtype, forward: bool) -> None:
+    height, width, channels = shape
+    for arch in ARCHS:
+        for size in (height, width):
+            tile = axis_tile(size, channels, dtype, arch, forward)
+            longest = 128 if dtype.itemsize == 2 else 64
+            assert (tile is None) == (size > longest)
+            if tile is not None:
+                assert is_power_of_two(tile.positions) and tile.positions >= max(size, 16)
+                assert is_power_of_two(tile.lines) and is_power_of_two(tile.block_c)
+                assert tile.block_c >= 16
+
+
+def test_programs_share_the_tiles_evenly() -> None:
+    axis = make_axis((80, 56, 56), True, (False, False, True), 22, torch.bfloat16, "ieee", 90)
+    tiles = axis.tile.tiles(22 * 56, 80)
+    assert tiles == 22 * 56 / 4 * 5  # 4 lines of 16 channels
+    assert axis.programs == tiles / 2 <= axis.tile.programs  # two each
+
+
+def test_tiles_do_not_depend_on_the_batch() -> None:
+    assert not {"batch", "images"} & set(inspect.signature(axis_tile).parameters)
+
+
+def test_constants_are_in_the_order_of_the_kernels() -> None:
+    """A direct launch passes them by position."""
+    size, needs = (8, 5, 6), (True, True, True)
+    h, w = (make_axis(size, b, needs, 2, torch.float32, "ieee", 80) for b in (True, False))
+    shape = torch.Size((2, 8, 5, 6))
+    for plan in (
+        axis_plan(h, 60, True, (5, 1)),
+        both_axes_plan(h, w, 60, (5, 1, 6, 1)),
+        copy_images_plan(shape, (240, 30, 6, 1), (240, 1, 48, 8)),
+        weight_sums_plan(size, 32, 2, 2, True),
+    ):
+        names = plan.kernel.arg_names
+        assert names[-len(plan.constants) :] == list(plan.constants)
