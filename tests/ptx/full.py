@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -89,8 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := set(options.group or ()) - set(groups):
             parser.error(f"--group: expected some of {', '.join(groups)}, got {', '.join(unknown)}")
         tasks = [task for name in options.group or groups for task in groups[name]]
-    index, count = map(int, options.share.split("/"))
-    tasks = [task for task in tasks if options.only in task.name][index - 1 :: count]
+    share = re.fullmatch(r"(\d+)/(\d+)", options.share)
+    if share is None or not 1 <= int(share[1]) <= int(share[2]):
+        parser.error(f"--share: expected I/N with I from 1 to N, got {options.share}")
+    named = [task for task in tasks if options.only in task.name]
+    if not named:
+        parser.error(f"--only: no run has {options.only!r} in its name")
+    tasks = named[int(share[1]) - 1 :: int(share[2])]
     done = passed(options.log)
     todo = [task for task in tasks if (task.group, task.name) not in done]
 

@@ -82,3 +82,29 @@ def test_an_error_is_a_problem() -> None:
     outcome, _ = full.run(Task("bf16", "broken", run))
     assert outcome.problems and "ValueError" in outcome.problems[0]
     assert full.line_of(Task("bf16", "broken", run), outcome, 1.0).startswith("FAILED | bf16")
+
+
+def test_without_a_compiler_the_reason_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "no gcc" in str(library.missing())
+    assert full.main(["--quick"]) == 2
+    assert "nothing can be executed: no gcc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--group", "bf17"], "--group: expected some of bf16, "),
+        (["--share", "3"], "--share: expected I/N with I from 1 to N, got 3"),
+        (["--share", "5/4"], "--share: expected I/N with I from 1 to N, got 5/4"),
+        (["--only", "sm_70"], "--only: no run has 'sm_70' in its name"),
+    ],
+)
+def test_wrong_options_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        full.main(arguments)
+    assert message in capsys.readouterr().err

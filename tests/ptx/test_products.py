@@ -179,17 +179,63 @@ def warpgroup(body: str) -> tuple[set[str], bool]:
     b_blocks = b.T.reshape(8, 2, 8).permute(1, 0, 2).contiguous()  # [k block, n, k]
     out = torch.zeros(128, 4)
     record = run(body, [in_blocks, b_blocks], [out], warps=4, shared=8192)
-    want = a.double() @ b.double()
-    got = torch.empty(64, 8, dtype=torch.float64)
+    right = torch.allclose(sums(out), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+    return kinds(record), right
+
+
+def sums(registers_of: Tensor) -> Tensor:
+    """The result [64, 8] from the registers [128, 4] of a warp group."""
+    found = torch.empty(64, 8, dtype=torch.float64)
     for thread in range(128):
         for r in range(4):
             row = thread // 32 * 16 + thread % 32 // 4 + 8 * (r // 2)
-            got[row, thread % 4 * 2 + r % 2] = out[thread, r].double()
-    return kinds(record), torch.allclose(got, want, rtol=1e-5, atol=1e-5)
+            found[row, thread % 4 * 2 + r % 2] = registers_of[thread, r].double()
+    return found
 
 
 def test_wgmma() -> None:
     assert warpgroup(SETUP + DESCRIPTORS + FENCES + PRODUCT + WAIT + STORE) == (set(), True)
+
+
+def swizzled(rows: Tensor, width: int) -> Tensor:
+    """Rows of 16 elements in memory: ``width`` bytes a row, its 16-byte chunks exchanged.
+
+    As in the figures of the PTX ISA: chunk c of row r lies at c xor r % 8 for 128 bytes, at c xor
+    r / 2 % 4 for 64, at c xor r / 4 % 2 for 32.
+    """
+    chunks = width // 16
+    memory = torch.zeros(len(rows), chunks, 8, dtype=rows.dtype)
+    for r, row in enumerate(rows.view(-1, 2, 8)):
+        for c in range(2):
+            memory[r, c ^ r * chunks // 8 % chunks] = row[c]
+    return memory
+
+
+@pytest.mark.parametrize(("width", "mode"), [(32, 3), (64, 2), (128, 1)])
+def test_wgmma_of_swizzled_operands(width: int, mode: int) -> None:
+    torch.manual_seed(width)
+    a, b = torch.randn(64, 16).bfloat16(), torch.randn(16, 8).bfloat16()
+    image = torch.cat([swizzled(a, width).flatten(), swizzled(b.T.contiguous(), width).flatten()])
+    out = torch.zeros(128, 4)
+    copies = "mov.b32 %r20, global_smem;\nmad.lo.u32 %r21, %r0, 16, %r20;\n"
+    for start in range(0, image.numel() * 2, 2048):
+        copies += f"""
+        setp.lt.u32 %p1, %r0, {(image.numel() * 2 - start) // 16};
+        mad.wide.u32 %rd10, %r0, 16, %rd0;
+        @%p1 ld.global.v4.b32 {{%r30, %r31, %r32, %r33}}, [%rd10 + {start}];
+        @%p1 st.shared.v4.b32 [%r21 + {start}], {{%r30, %r31, %r32, %r33}};
+        """
+    descriptors = f"""
+    shr.u32 %r22, %r20, 4;
+    cvt.u64.u32 %rd20, %r22;
+    add.u64 %rd20, %rd20, {mode << 62 | (8 * width >> 4) << 32};
+    add.u64 %rd21, %rd20, {64 * width >> 4};
+    """
+    product = PRODUCT.replace("%rd20, %rd21, 1, 1, 1", "%rd20, %rd21, 0, 1, 1")
+    store = STORE.replace("%rd2;", "%rd1;")
+    body = copies + descriptors + FENCES + product + WAIT + store
+    assert not run(body, [image], [out], warps=4, shared=16384).violations
+    torch.testing.assert_close(sums(out), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_wgmma_with_the_first_operand_in_registers() -> None:
