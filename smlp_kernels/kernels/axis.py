@@ -192,7 +192,8 @@ AXIS_TABLE = (
     AxisRow(None, True, 2, 16, 4096, 4, 1056),
     AxisRow(None, True, 2, 32, 4096, 4, 1056),
     AxisRow(None, True, 2, 64, 4096, 4, 1056),
-    AxisRow((90, 100), None, 2, 64, 4096, 4, 396, 168),
+    AxisRow((90,), None, 2, 64, 4096, 4, 396, 168),
+    AxisRow((100,), None, 2, 64, 4096, 4, 396),
     AxisRow((90, 100), None, 2, 128, 4096, 8, 264),
     AxisRow(None, None, 2, 16, 2048, 2, 792),
     AxisRow(None, None, 2, 32, 2048, 2, 660),
@@ -203,7 +204,7 @@ AXIS_TABLE = (
     AxisRow(None, None, 4, 64, 1024, 8, 264),
     AxisRow(None, None, 8, 16, 512, 2, 792),
     AxisRow(None, None, 8, 32, 512, 4, 660),
-    AxisRow(None, None, 8, 64, 1024, 8, 264),
+    AxisRow(None, True, 8, 64, 1024, 8, 264),  # that of the backward spills in its loop
 )
 
 
