@@ -35,8 +35,9 @@ def fused_smlp(
         x_w[b, c, h, w] = sum_k weight_w[w, k] * x[b, c, h, k] + bias_w[w]
         out[b, :, h, w] = weight_fuse @ concat(x_h, x_w, x)[b, :, h, w] + bias_fuse
 
-    One launch, that is, up to H and W of 64: where an axis is longer, ``x_h`` is computed by a
-    launch before, into a buffer of the size of ``x``.
+    One kernel projects along both axes and cuBLAS takes the product, a chunk of the batch at a
+    time; an axis of more than 64 positions, in 16-bit types more than 128, is projected by
+    PyTorch's products.
 
     On a CUDA GPU of compute capability 8.0 or later this runs on Triton kernels, for H and W up to
     256 and C up to 2048; everything else, other devices included, runs on PyTorch's own operators
