@@ -60,19 +60,22 @@ def shipped() -> list[Block]:
     """
     h100, a100 = (90,), (80,)
     tiny, long = STAGES[80], [(1, 16, 72, 66)]
+    simple: list[Size] = [(2, 40, 9, 7), (1, 24, 20, 28), (1, 16, 56, 40)]
     found = [
         *blocks(h100, "bf16", (NHWC,), [*tiny, *STAGES[96], *STAGES[112], *long]),
         *blocks(h100, "bf16", (NCHW,), [*tiny, *long]),
         *blocks(a100, "bf16", LAYOUTS, [*tiny, *long]),
         *blocks(h100, "tf32", LAYOUTS, tiny),
         *blocks(h100, "tf32", (NHWC,), long),
-        *blocks(a100, "tf32", LAYOUTS, [tiny[0], tiny[2]]),
+        *blocks(a100, "tf32", (NHWC,), tiny),
+        *blocks(a100, "tf32", (NCHW,), [tiny[2]]),
         *blocks(h100, "fp16", (NHWC,), [tiny[2]]),
         *blocks(a100, "fp16", (NHWC,), [tiny[1]]),
-        *blocks(h100, "fp32", LAYOUTS, [(1, 40, 20, 28), (3, 40, 7, 7)]),
-        *blocks(h100, "fp32", (NHWC,), long),
-        *blocks(h100, "fp64", LAYOUTS, [(2, 40, 9, 7)]),
-        *blocks(a100, "fp64", (NHWC,), [(2, 40, 9, 7), *long]),
+        *blocks(h100, "fp32", (NHWC,), [*simple, *long]),
+        *blocks(h100, "fp32", (NCHW,), [simple[0]]),
+        *blocks(h100, "fp64", (NHWC,), simple),
+        *blocks(h100, "fp64", (NCHW,), [simple[0]]),
+        *blocks(a100, "fp64", (NHWC,), [*simple, *long]),
     ]
     return found
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.ptx.chip import Chip
@@ -58,3 +59,10 @@ def replaced(name: str, replacement: Any) -> Iterator[None]:
     finally:
         for module, value in before.items():
             setattr(module, name, value)
+
+
+def has_tile(arch: int, dtype: torch.dtype, positions: int) -> bool:
+    """Whether kernels run along an axis of this size, or else PyTorch's products."""
+    from smlp_kernels.kernels.axis import axis_tile
+
+    return axis_tile(positions, 64, dtype, arch, forward=False) is not None

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.ptx import full, library
-from tests.ptx.blocks import Outcome
-from tests.ptx.cases import STAGES, Task, selection
+from tests.ptx.blocks import PRECISIONS, Outcome
+from tests.ptx.cases import STAGES, Task, selection, shipped
+from tests.ptx.kernels import has_tile
 
 ROOT = Path(__file__).parents[2]
 TASKS = selection()
@@ -59,6 +60,22 @@ def test_every_chip_type_layout_and_size_is_in_the_selection() -> None:
     tuned = {name[3] for name in names if name[:3] == ["sm_90", "bf16", "NHWC"]}
     stages = {"x".join(map(str, size)) for sizes in STAGES.values() for size in sizes}
     assert len(stages) == 12 and tuned >= stages
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32", "fp64"])
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_tile_of_the_table_is_in_the_selection(arch: int, precision: str) -> None:
+    """Tiles follow from the next power of two of H and W; float32 has the same on both chips."""
+    dtype, *_ = PRECISIONS[precision]
+    archs = (80, 90) if precision == "fp32" else (arch,)
+    found = {
+        max(16, 1 << (side - 1).bit_length())
+        for block in shipped()
+        if block.precision == precision and block.arch in archs
+        for side in block.size[2:]
+    }
+    wanted = {size for size in (16, 32, 64, 128, 256) if has_tile(arch, dtype, size)}
+    assert {16, 32, 64} <= wanted <= found
 
 
 def test_names_are_unique() -> None:
