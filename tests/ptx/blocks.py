@@ -12,6 +12,7 @@ from torch import Tensor
 from smlp.functional import smlp
 from tests.ptx.chip import Chip
 from tests.ptx.kernels import blocks_on
+from tests.ptx.memory import to_tf32
 from tests.smlp_kernels.oracle import (
     EPS,
     NAMES,
@@ -260,7 +261,7 @@ class _ToTf32(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+        return to_tf32(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

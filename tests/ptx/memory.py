@@ -14,6 +14,7 @@ from tests.ptx.launch import extent
 UNWRITTEN = {
     "empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided",
 }  # fmt: skip
+PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}  # 1st factor
 OPERATORS = "smlp_kernels"  # run here, so that what they allocate is seen too
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
@@ -47,9 +48,9 @@ class WatchedMemory(TorchDispatchMode):
         if func.namespace == OPERATORS:
             with self:
                 return func.redispatch(CPU, *args, **kwargs)
-        result = func(*args, **kwargs)
-        given = {address_of(tensor) for tensor in tensors_in((args, kwargs))}
         name = func._schema.name.rpartition(":")[2]
+        result = func(*as_tensor_cores_take(name, args), **kwargs)
+        given = {address_of(tensor) for tensor in tensors_in((args, kwargs))}
         for tensor in tensors_in(result):
             if address_of(tensor) not in given:  # else it is an argument or a view of one
                 self._made(tensor.untyped_storage(), name not in UNWRITTEN)
@@ -84,6 +85,20 @@ class WatchedMemory(TorchDispatchMode):
             (*tensor.shape, size),
             (*strides, 1),
         )
+
+
+def as_tensor_cores_take(name: str, args: tuple) -> tuple:
+    """Arguments of PyTorch's products, float32 factors cut off to TF32 where a GPU would do so."""
+    first = PRODUCTS.get(name)
+    if first is None or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return args
+    factors = (to_tf32(a) if a.dtype == torch.float32 else a for a in args[first : first + 2])
+    return (*args[:first], *factors, *args[first + 2 :])
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """Without the 13 low bits of the mantissa, which tensor cores do not read."""
+    return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
 def tensors_in(values: Any) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Which memory counts as written while kernels run."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -56,3 +57,19 @@ def test_a_view_shares_its_map() -> None:
     assert written is not None
     written[: view.numel() * 4] = 1  # as a kernel does
     assert state(memory, y) == "12 of 24" and state(memory, view) == "0 of 12"
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_products_of_pytorch_are_as_precise_as_on_a_gpu(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+    torch.manual_seed(0)
+    a, b, c = torch.randn(8, 64), torch.randn(64, 8), torch.randn(8, 8)
+    out = torch.zeros(8, 8)
+    with WatchedMemory():
+        results = [torch.mm(a, b), torch.addmm(c, a, b) - c, torch.bmm(a[None], b[None])[0]]
+        torch.mm(a, b, out=out)
+    for result in (*results, out):
+        error = ((result.double() - a.double() @ b.double()).norm() / result.norm()).item()
+        assert 1e-4 < error < 2e-3 if precision == "tf32" else error < 1e-6
