@@ -60,16 +60,19 @@ def test_a_view_shares_its_map() -> None:
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_products_of_pytorch_are_as_precise_as_on_a_gpu(
-    precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+def test_products_of_pytorch_are_as_precise_as_on_a_gpu(precision: str) -> None:
     torch.manual_seed(0)
     a, b, c = torch.randn(8, 64), torch.randn(64, 8), torch.randn(8, 8)
     out = torch.zeros(8, 8)
-    with WatchedMemory():
-        results = [torch.mm(a, b), torch.addmm(c, a, b) - c, torch.bmm(a[None], b[None])[0]]
-        torch.mm(a, b, out=out)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        with WatchedMemory():
+            results = [torch.mm(a, b), torch.addmm(c, a, b) - c, torch.bmm(a[None], b[None])[0]]
+            torch.mm(a, b, out=out)
+    finally:
+        matmul.fp32_precision = before
     for result in (*results, out):
         error = ((result.double() - a.double() @ b.double()).norm() / result.norm()).item()
         assert 1e-4 < error < 2e-3 if precision == "tf32" else error < 1e-6
