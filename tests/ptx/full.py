@@ -120,14 +120,17 @@ def run_all(tasks: list[Task], processes: int, say: Callable[[str], None]) -> in
     """Run tasks side by side; say a line of each, then one of each group."""
     groups: dict[str, list[tuple[Outcome, float]]] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, max_tasks_per_child=TASKS_OF_A_PROCESS) as pool:
-        futures = {pool.submit(run, task): task for task in tasks}
-        for future in as_completed(futures):
-            task, (outcome, seconds) = futures[future], future.result()
-            say(line_of(task, outcome, seconds))
-            for problem in outcome.problems:
-                say("  " + problem.replace("\n", "\n  "))
-            groups.setdefault(task.group, []).append((outcome, seconds))
+    # new processes now and then: max_tasks_per_child hangs in Python 3.11 (python/cpython#115634)
+    size = TASKS_OF_A_PROCESS * processes
+    for first in range(0, len(tasks), size):
+        with ProcessPoolExecutor(processes, context) as pool:
+            futures = {pool.submit(run, task): task for task in tasks[first : first + size]}
+            for future in as_completed(futures):
+                task, (outcome, seconds) = futures[future], future.result()
+                say(line_of(task, outcome, seconds))
+                for problem in outcome.problems:
+                    say("  " + problem.replace("\n", "\n  "))
+                groups.setdefault(task.group, []).append((outcome, seconds))
     for name, results in groups.items():
         bad = sum(bool(outcome.problems) for outcome, _ in results)
         launches = sum(outcome.launches for outcome, _ in results)
