@@ -17,9 +17,10 @@ from torch import Tensor
 
 from benchmarks.ceilings import matmul_precision
 from benchmarks.environment import ROOT, describe
-from benchmarks.providers import gradient_targets, relative_error, run_oracle
+from benchmarks.providers import gradient_targets, run_oracle
 from benchmarks.shapes import DTYPES, STAGES, Shape
 from smlp import SMLPBlock
+from smlp.testing import relative_error
 
 PAGE = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.numerics -->", "<!-- end -->"

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from benchmarks.handwritten import channels_first
 from smlp import SMLPBlock
+from smlp.testing import PRECISIONS, compare, formula, reduction, relative_error
 
 Call = Callable[[Tensor], Tensor]
 
-# Relative Frobenius error against fp64 from the same rounded inputs: some three times what a
-# correct implementation with a few roundings of its intermediates shows, far below a mistake.
+# Relative Frobenius error against fp64 beyond which the arithmetic is coarser than was asked for,
+# PyTorch's own too, which the others are compared with.
 ERROR_BOUNDS = {"bf16": 1e-2, "fp16": 2e-3, "tf32": 2e-3, "fp32": 1e-5}
 
 
@@ -137,10 +138,15 @@ def select(names: list[str]) -> list[Provider]:
 
 @dataclass(frozen=True)
 class Oracle:
-    """Output and gradients of the reference in fp64, for one x and one dy."""
+    """Output and gradients for one x and one dy, by the formula in fp64.
+
+    ``peer`` and ``peer_gradients`` are the same by the formula in the type of x.
+    """
 
     output: Tensor
     gradients: dict[str, Tensor]
+    peer: Tensor
+    peer_gradients: dict[str, Tensor]
 
 
 def gradient_targets(block: SMLPBlock, x: Tensor) -> dict[str, Tensor]:
@@ -149,22 +155,24 @@ def gradient_targets(block: SMLPBlock, x: Tensor) -> dict[str, Tensor]:
 
 
 def run_oracle(block: SMLPBlock, x: Tensor, grad_output: Tensor) -> Oracle:
-    """The reference in fp64 from the same, already rounded x, parameters and gradient.
+    """The formula from the same, already rounded x, parameters and gradient.
 
     Gradients are recorded whether the caller does or not.
     """
     exact = copy.deepcopy(block).double()
-    targets = gradient_targets(exact, x.detach().double().requires_grad_())
+    return Oracle(
+        *_by_formula(exact, x.double(), grad_output.double()), *_by_formula(block, x, grad_output)
+    )
+
+
+def _by_formula(
+    block: SMLPBlock, x: Tensor, grad_output: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    targets = gradient_targets(block, x.detach().requires_grad_())
     with torch.enable_grad():
-        output = exact(targets["x"])
-    gradients = torch.autograd.grad(output, list(targets.values()), grad_output.double())
-    return Oracle(output.detach(), dict(zip(targets, gradients, strict=True)))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``|actual - expected| / |expected|`` in the Frobenius norm, in fp64; NaN stays NaN."""
-    difference = (actual.detach().double() - expected).norm()
-    return (difference / expected.norm().clamp_min(1e-300)).item()
+        output = formula(targets["x"], *block.weights())
+    gradients = torch.autograd.grad(output, list(targets.values()), grad_output)
+    return output.detach(), dict(zip(targets, gradients, strict=True))
 
 
 def check(
@@ -178,7 +186,7 @@ def check(
     *,
     backward: bool = True,
 ) -> dict[str, float]:
-    """Relative errors of a pass; raises unless every one is within the bound.
+    """Relative errors of a pass; raises unless every result is equal to rounding.
 
     Args:
         provider: whose name goes into the error.
@@ -194,22 +202,29 @@ def check(
     Raises:
         WrongResultError: naming the provider, the tensor and its error.
     """
-    bound = ERROR_BOUNDS[dtype]
-    errors = {}
+    with torch.set_grad_enabled(backward):
+        output = call(x)
+    results = [("output", output, oracle.output, oracle.peer)]
     if backward:
         targets = gradient_targets(block, x)
-        output = call(x)
         gradients = torch.autograd.grad(output, list(targets.values()), grad_output)
-        for name, gradient in zip(targets, gradients, strict=True):
-            errors[f"d {name}"] = relative_error(gradient, oracle.gradients[name])
-    else:
-        with torch.no_grad():
-            output = call(x)
-    errors = {"output": relative_error(output, oracle.output), **errors}
-    for name, error in errors.items():
+        results += [
+            (name, gradient, oracle.gradients[name], oracle.peer_gradients[name])
+            for name, gradient in zip(targets, gradients, strict=True)
+        ]
+    errors = {}
+    bound = ERROR_BOUNDS[dtype]
+    sizes = (x.shape[0], block.height, block.width, block.channels)
+    for name, value, exact, peer in results:
+        label = name if name == "output" else f"d {name}"
+        error = errors[label] = relative_error(value, exact)
+        where = f"for x {list(x.shape)}"
         if not error <= bound:  # written so that NaN fails
             raise WrongResultError(
-                f"{provider.name}: {name} is off by {error:.1e} (relative Frobenius norm, "
-                f"{dtype} allows {bound:.0e}) for x {list(x.shape)}"
+                f"{provider.name}: {label} is off by {error:.1e} (relative Frobenius norm, "
+                f"{dtype} allows {bound:.0e}) {where}"
             )
+        eps, terms = PRECISIONS[dtype].eps, reduction(name, *sizes)
+        if problem := compare(value, exact, peer, eps=eps, reduction=terms).problem:
+            raise WrongResultError(f"{provider.name}: {label} is not {dtype}, {problem}, {where}")
     return errors

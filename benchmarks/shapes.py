@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from smlp.testing import PRECISIONS
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -42,12 +44,7 @@ class Shape:
 
 # name of the arithmetic -> torch dtype of tensors and parameters. "tf32" and "fp32" store the same
 # numbers; they differ in torch.get_float32_matmul_precision().
-DTYPES: dict[str, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
-}
+DTYPES = {name: PRECISIONS[name].dtype for name in ("bf16", "fp16", "tf32", "fp32")}
 LAYOUTS: dict[str, torch.memory_format] = {
     "channels_last": torch.channels_last,
     "nchw": torch.contiguous_format,

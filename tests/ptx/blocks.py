@@ -14,23 +14,17 @@ from tests.ptx.chip import Chip
 from tests.ptx.kernels import blocks_on
 from tests.ptx.memory import to_tf32
 from tests.smlp_kernels.oracle import (
-    EPS,
     NAMES,
-    TF32_EPS,
+    PRECISIONS,
     Case,
-    assert_close,
+    Comparison,
+    compare,
     formula,
     in_layout,
+    squared,
     to_float64,
 )
 
-PRECISIONS = {  # type, precision of float32 products, unit roundoff
-    "bf16": (torch.bfloat16, "ieee", EPS[torch.bfloat16]),
-    "fp16": (torch.float16, "ieee", EPS[torch.float16]),
-    "tf32": (torch.float32, "tf32", TF32_EPS),
-    "fp32": (torch.float32, "ieee", EPS[torch.float32]),
-    "fp64": (torch.float64, "ieee", EPS[torch.float64]),
-}
 # What is seen and is no fault of the kernels.
 NOTICES = [
     # LLVM moves copies of registers behind the fence; ptxas, which gives out the registers, puts
@@ -116,35 +110,27 @@ class Block:
                 actual = self.results(fused_smlp, arguments, dy)
         finally:
             torch.backends.cuda.matmul.fp32_precision = before
-        exact = self.results(formula_with_map, to_float64(arguments), dy.double())
+        exact = self.results(formula, to_float64(arguments), dy.double())
         with autocast:
             peer = self.results(tf32_formula if products == "tf32" else plain, arguments, dy)
         squares = {}  # every result is a sum of products of the arguments
         if self.order == 1:
-            squares = self.results(formula_with_map, squared(arguments), dy.double().square())
+            squares = self.results(formula, squared(arguments), dy.double().square())
         problems = faults(chip)
+        results: dict[str, Comparison] = {}
         for name, value in actual.items():
             if count := chip.memory.unwritten(value):
                 problems.append(f"{name}: {count} elements were never written")
             terms = squares[name].sqrt() if name in squares else None
-            try:
-                assert_close(
-                    value,
-                    exact[name],
-                    peer[name],
-                    eps=eps,
-                    name=name,
-                    reduction=self.terms(name),
-                    terms=terms,
-                )
-            except AssertionError as error:
-                problems.append(f"wrong value: {error}")
+            results[name] = compare(
+                value, exact[name], peer[name],
+                eps=eps, name=name, reduction=self.terms(name), terms=terms,
+            )  # fmt: skip
+            if problem := results[name].problem:
+                problems.append(f"wrong value: {name}: {problem}")
         if not chip.records and self.size[0]:
             problems.append("no kernel was launched")
-        errors = {
-            name: (relative(value, exact[name]), relative(peer[name], exact[name]))
-            for name, value in actual.items()
-        }
+        errors = {name: (r.error, r.peer_error or 0.0) for name, r in results.items()}
         return Outcome(problems, errors, len(chip.records))
 
     def terms(self, name: str) -> int:
@@ -194,14 +180,6 @@ class Block:
         return {name: value.detach() for name, value in found.items()}
 
 
-def squared(arguments: list[Tensor | None]) -> list[Tensor | None]:
-    """Their squares in float64, which want gradients where they do."""
-    return [
-        None if a is None else a.detach().double().square().requires_grad_(a.requires_grad)
-        for a in arguments
-    ]
-
-
 def faults(chip: Chip) -> list[str]:
     """The violations that are held against the kernels."""
     return [text for text in chip.violations() if not any(n in text for n in NOTICES)]
@@ -215,12 +193,6 @@ def checked(arch: int) -> Iterator[None]:
         yield
     if problems := faults(chip):
         raise RuntimeError("\n".join(problems))
-
-
-def relative(value: Tensor, exact: Tensor) -> float:
-    """Frobenius norm of the error over that of the exact result."""
-    norm = exact.norm().item()
-    return (value.double() - exact).norm().item() / norm if norm else 0.0
 
 
 def placed(x: Tensor, layout: str) -> Tensor:
@@ -247,13 +219,6 @@ def plain(x: Tensor, *weights: Tensor | None) -> Tensor:
         return smlp(x, *weights)
     y = smlp(x, *weights[:5], None)
     return y + bias.to(y.dtype)
-
-
-def formula_with_map(x: Tensor, *weights: Tensor | None) -> Tensor:
-    bias = weights[5]
-    if bias is None or bias.dim() == 1:
-        return formula(x, *weights)
-    return formula(x, *weights[:5], None) + bias
 
 
 class _ToTf32(torch.autograd.Function):

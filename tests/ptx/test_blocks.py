@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.ptx import library
-from tests.ptx.blocks import Block, placed, relative, tf32_formula
+from tests.ptx.blocks import Block, placed, tf32_formula
 from tests.ptx.cases import ARCHS, groups, random_block
 from tests.ptx.chip import Chip, flat
 from tests.ptx.kernels import blocks_on, replaced
 from tests.ptx.mutants import MUTATIONS, mutants
-from tests.smlp_kernels.oracle import NAMES, Case, formula, to_float64
+from tests.smlp_kernels.oracle import NAMES, Case, formula, relative_error, to_float64
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 
@@ -23,8 +23,8 @@ def step(function, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
 def test_tf32_operands_have_ten_bits() -> None:
     arguments = [a for a in Case(2, 5, 4, 6).arguments(torch.float32) if a is not None]
     exact = step(formula, [a for a in to_float64(arguments) if a is not None])
-    cut = [relative(a, e) for a, e in zip(step(tf32_formula, arguments), exact, strict=True)]
-    ieee = [relative(a, e) for a, e in zip(step(formula, arguments), exact, strict=True)]
+    cut = [relative_error(a, e) for a, e in zip(step(tf32_formula, arguments), exact, strict=True)]
+    ieee = [relative_error(a, e) for a, e in zip(step(formula, arguments), exact, strict=True)]
     assert all(2.0**-13 < error < 2.0**-9 for error in cut[:2])
     assert all(error < 2.0**-9 for error in cut) and all(error < 2.0**-20 for error in ieee)
 

@@ -23,15 +23,11 @@ def arguments_with_map(dtype: torch.dtype, layout: str = "contiguous") -> list[T
     return [*CASE.arguments(dtype)[:6], LAYOUTS[layout](bias)]
 
 
-def by_formula(*arguments: Tensor) -> Tensor:
-    return formula(*arguments[:6], None) + arguments[6]
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_and_gradients(layout: str) -> None:
     arguments = [a.requires_grad_() for a in arguments_with_map(torch.float64, layout)]
     exact_arguments = to_float64(arguments)
-    y, exact = fused_smlp(*arguments), by_formula(*exact_arguments)
+    y, exact = fused_smlp(*arguments), formula(*exact_arguments)
     assert_close(y, exact, None, eps=EPS[torch.float64])
     dy = torch.randn_like(y)
     grads = torch.autograd.grad(y, arguments, dy)
@@ -51,7 +47,7 @@ def test_half_with_a_float32_bias_keeps_its_type_in_the_gradient() -> None:
     arguments = arguments_with_map(torch.float16)
     bias = arguments[6].float().requires_grad_()
     y = functional.dispatch(*arguments[:6], bias)
-    exact = by_formula(*to_float64([*arguments[:6], bias]))
+    exact = formula(*to_float64([*arguments[:6], bias]))
     assert y.dtype == torch.float16
     assert_close(y, exact, None, eps=EPS[torch.float16])
     (grad,) = torch.autograd.grad(y.sum(), bias)
@@ -62,7 +58,7 @@ def test_half_with_a_float32_bias_keeps_its_type_in_the_gradient() -> None:
 def test_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMLP_KERNELS_DISABLE", "1")
     arguments = arguments_with_map(torch.float64)
-    exact = by_formula(*to_float64(arguments))
+    exact = formula(*to_float64(arguments))
     assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
 
 
