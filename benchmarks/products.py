@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.recorder import Context
 from benchmarks.shapes import STAGES, Shape
-from smlp_kernels.kernels.axis import add_product, matrix_columns
+from smlp_kernels.kernels.axis import matrix_columns
+from smlp_kernels.kernels.products import add_product
 from smlp_kernels.kernels.rows import chunk_images
 
 

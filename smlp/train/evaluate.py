@@ -1,7 +1,6 @@
 """Held-out images: loss and accuracy of a network, and of a run with its averaged weights."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,36 +15,7 @@ from smlp.train.image_folder import ImagesByClass
 from smlp.train.loaders import Batch, Source
 from smlp.train.models import Trained
 from smlp.train.parallel import World
-from smlp.train.run import REMEDIES, Run
-
-
-@dataclass(frozen=True)
-class Result:
-    """Weights on the held-out images.
-
-    Attributes:
-        epoch: after how many epochs.
-        averaged: whether they are the averaged weights of the run.
-        loss: mean cross-entropy.
-        accuracy: share classified correctly, 0 to 1.
-    """
-
-    epoch: int
-    averaged: bool
-    loss: float
-    accuracy: float
-
-    def __str__(self) -> str:
-        return f"held-out accuracy {self.accuracy:.2%}, loss {self.loss:.4f}"
-
-    @property
-    def weights(self) -> str:
-        """Which weights these are, in words."""
-        return f"the {'averaged ' if self.averaged else ''}weights after epoch {self.epoch}"
-
-    def rank(self) -> tuple[float, float]:
-        """Return a key that sorts the best first: by accuracy, then by loss."""
-        return -self.accuracy, self.loss
+from smlp.train.run import REMEDIES, Result, Run
 
 
 def evaluate_run(run: Run, source: Source, config: TrainConfig, world: World) -> list[Result]:

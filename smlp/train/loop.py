@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from smlp.train import parallel, state
 from smlp.train.config import TrainConfig
-from smlp.train.evaluate import Result, evaluate_run
+from smlp.train.evaluate import evaluate_run
 from smlp.train.loaders import Source
 from smlp.train.logs import Log, progress
 from smlp.train.models import MODEL
 from smlp.train.parallel import World
-from smlp.train.run import REMEDIES, Run, average_weights, build, learning_rate, open_source
+from smlp.train.run import REMEDIES, Result, Run, average_weights, build, learning_rate, open_source
 from smlp.train.stop import Stopped, stop_requests
 
 _logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,37 @@ from smlp.train.loaders import InMemory, Source
 from smlp.train.models import build_model, model_arguments
 from smlp.train.parallel import World
 
-if TYPE_CHECKING:
-    from smlp.train.evaluate import Result
-
 WARMUP_START = 1e-3  # of the learning rate
 REMEDIES = "a lower --lr, a longer --warmup-epochs or --clip-grad 1 usually helps"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Weights on the held-out images.
+
+    Attributes:
+        epoch: after how many epochs.
+        averaged: whether they are the averaged weights of the run.
+        loss: mean cross-entropy.
+        accuracy: share classified correctly, 0 to 1.
+    """
+
+    epoch: int
+    averaged: bool
+    loss: float
+    accuracy: float
+
+    def __str__(self) -> str:
+        return f"held-out accuracy {self.accuracy:.2%}, loss {self.loss:.4f}"
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        return f"the {'averaged ' if self.averaged else ''}weights after epoch {self.epoch}"
+
+    def rank(self) -> tuple[float, float]:
+        """Return a key that sorts the best first: by accuracy, then by loss."""
+        return -self.accuracy, self.loss
 
 
 @dataclass
@@ -53,7 +79,7 @@ class Run:
     steps_per_epoch: int
     step: int = 0
     loss_sum: float = 0.0
-    kept: "Result | None" = None
+    kept: Result | None = None
 
 
 def open_source(config: TrainConfig, world: World) -> Source:

@@ -8,12 +8,11 @@ from typing import Any
 
 from smlp.train import checkpoint, parallel
 from smlp.train.config import TrainConfig
-from smlp.train.evaluate import Result
 from smlp.train.loaders import Source, counts
 from smlp.train.logs import FILES, written
 from smlp.train.models import MODEL
 from smlp.train.parallel import World
-from smlp.train.run import REMEDIES, Run
+from smlp.train.run import REMEDIES, Result, Run
 
 _logger = logging.getLogger(__name__)
 

@@ -12,14 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import (
-    Axis,
-    add_product,
-    axis_plan,
-    make_axis,
-    matrix_columns,
-    run_axis,
-)
+from smlp_kernels.kernels.axis import Axis, axis_plan, make_axis, matrix_columns
+from smlp_kernels.kernels.products import add_product, run_axis
 from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import (

@@ -13,14 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import (
-    Axis,
-    axis_plan,
-    both_axes_plan,
-    make_axis,
-    matrix_columns,
-    run_axis,
-)
+from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, make_axis, matrix_columns
+from smlp_kernels.kernels.products import run_axis
 from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, is_rows
 from smlp_kernels.launch import (
     PLANS,

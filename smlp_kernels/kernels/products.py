@@ -1,0 +1,78 @@
+"""PyTorch's products: sums over pixels, and axes that no tile holds."""
+
+import torch
+from torch import Tensor
+
+from smlp_kernels.kernels.axis import Axis
+from smlp_kernels.launch import Call, Launch, Plan
+
+
+def run_axis(
+    axis: Axis,
+    plan: Plan | None,
+    tensors: tuple[Tensor | None, ...],
+    first: bool,
+    launch: Launch,
+) -> None:
+    """By the kernel, with the plan of a chunk; without one by PyTorch's products."""
+    if plan is not None:
+        launch(Call(plan, tensors))
+    elif axis.is_needed:
+        run_by_products(axis, *tensors, first)
+
+
+def run_by_products(
+    axis: Axis,
+    g: Tensor,
+    x_rows: Tensor | None,
+    dx_rows: Tensor | None,
+    proj: Tensor,
+    bias: Tensor | None,
+    partial: Tensor | None,
+    first: bool,
+) -> None:
+    """What ``axis_kernel`` does, by PyTorch's products: for an axis that no tile holds."""
+    channels, height, width = axis.size
+
+    def positions(rows: Tensor) -> Tensor:
+        """A view [positions, images, lines of an image, channels]."""
+        return rows.unflatten(0, (-1, height, width)).movedim(1 if axis.along_h else 2, 0)
+
+    start = 0 if axis.along_h else channels
+    branch = positions(g[:, start : start + channels])
+    identity = positions(g[:, 2 * channels : 3 * channels])
+    size = len(proj)
+    out = g.new_empty(size, branch[0].numel())
+    if axis.need_x or axis.need_proj:
+        g_lines = branch.flatten(1)  # [positions, all lines and channels]
+    if axis.need_x:
+        torch.addmm(identity.flatten(1), proj.t(), g_lines, out=out)
+        (identity if dx_rows is None else positions(dx_rows)).copy_(out.view_as(identity))
+    if x_rows is None:
+        return
+    x = positions(x_rows)
+    if partial is not None:
+        grad, bias_grad = partial.view(size + 1, size).split((size, 1))
+        add_product(grad, g_lines, x.flatten(1).t(), first)
+        sums = g_lines.sum(1, dtype=partial.dtype)
+        bias_grad.copy_(sums if first else bias_grad + sums)
+    if axis.need_fuse:
+        if bias is None:
+            torch.mm(proj, x.flatten(1), out=out)
+        else:
+            torch.addmm(bias.to(g.dtype)[:, None], proj, x.flatten(1), out=out)
+        branch.copy_(out.view_as(branch))
+        if not axis.along_h:
+            identity.copy_(x)
+            g[:, 3 * channels :] = 1
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total (+)= left @ right, added up in the type of ``total`` throughout."""
+    if left.dtype == total.dtype or not left.is_cuda:  # only CUDA has products of mixed types
+        left, right = left.to(total.dtype), right.to(total.dtype)
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        torch.mm(left, right, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
