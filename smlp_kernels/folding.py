@@ -7,7 +7,7 @@ In eval mode BatchNorm is ``a * x + s`` with a scale and a shift for each channe
     bias'[:, h, w] = bias + (Fh s) rowsum(Ph)[h] + rowsum(Fh) bh[h]
                           + (Fw s) rowsum(Pw)[w] + rowsum(Fw) bw[w] + Fi s
 
-one kernel launch instead of three passes over memory. ``x + conv(a * x + s)`` of a depthwise
+one call of the block instead of three steps. ``x + conv(a * x + s)`` of a depthwise
 convolution folds likewise; its padding is zero after the shift, so its bias differs along borders.
 All of it is computed in float64 and rounded once to the type of the parameters. Which parts of a
 network may be folded is for :mod:`smlp_kernels.foldable` to say.
@@ -74,7 +74,7 @@ class PlainFoldedSMLPBlock(Unscripted):
 
 
 class FoldedSMLPBlock(PlainFoldedSMLPBlock):
-    """:class:`PlainFoldedSMLPBlock` as one kernel launch.
+    """:class:`PlainFoldedSMLPBlock` on the fused kernels.
 
     Takes any floating type under autocast; see :func:`smlp_kernels.fused_smlp` for numerics, errors
     and what falls back to PyTorch.

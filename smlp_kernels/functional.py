@@ -27,7 +27,7 @@ def fused_smlp(
     weight_fuse: Tensor,
     bias_fuse: Tensor | None,
 ) -> Tensor:
-    """The sMLP block (arXiv 2109.05422, section 3.2) in one pass over GPU memory.
+    """The sMLP block (arXiv 2109.05422, section 3.2), fused.
 
     Computes what :func:`smlp.functional.smlp` computes::
 
@@ -37,7 +37,8 @@ def fused_smlp(
 
     One kernel projects along both axes and cuBLAS takes the product, a chunk of the batch at a
     time; an axis of more than 64 positions, in 16-bit types more than 128, is projected by
-    PyTorch's products.
+    PyTorch's products. A chunk takes at most 33 MiB of scratch memory, or what one image needs.
+    ``x`` is all that is kept for the backward pass.
 
     On a CUDA GPU of compute capability 8.0 or later this runs on Triton kernels, for H and W up to
     256 and C up to 2048; everything else, other devices included, runs on PyTorch's own operators
@@ -48,7 +49,7 @@ def fused_smlp(
     and ``x_w`` are rounded to the type of ``x`` once, as in PyTorch. Products of float32 are IEEE
     or TF32 as ``torch.backends.cuda.matmul.fp32_precision`` says, which
     ``torch.set_float32_matmul_precision`` and ``allow_tf32`` set too. Bitwise reproducible from run
-    to run (gradients on one stream, as cuBLAS is). Under autocast ``x`` is converted to the
+    to run (on one stream, as cuBLAS is). Under autocast ``x`` is converted to the
     autocast type, and the gradients of float32 weights are accumulated and returned in float32.
 
     Args:

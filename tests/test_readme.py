@@ -1,20 +1,38 @@
-"""The README's Python runs as it stands, and the commands it names exist."""
+"""The documents: their Python runs, what they name exists, their picture is what is recorded."""
 
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
-MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+from docs import passes
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("README.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md")
+TEXTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md")))
+}
+ALL = "\n".join(TEXTS.values())
+MAKEFILE = (ROOT / "Makefile").read_text()
+FOLDERS = ("smlp", "smlp_kernels", "tests", "benchmarks", "docs", "examples", "tools")
+FILES = [f"/{path.relative_to(ROOT)}" for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
 
 
-@pytest.mark.parametrize("block", BLOCKS[:-1], ids=lambda block: block.splitlines()[1])
+def python_of(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", TEXTS[name], re.S)
+
+
+SWAP = python_of("README.md")[0]
+*NETWORKS, AFTER_TRAINING = python_of("docs/networks.md")
+
+
+@pytest.mark.parametrize("block", [SWAP, *NETWORKS], ids=lambda block: block.splitlines()[1])
 def test_python(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "a document", "exec"), {})
 
 
 def test_from_data_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,27 +41,27 @@ def test_from_data_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     from smlp.cli import main
 
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^smlp .*$", README, re.M)
+    commands = re.findall(r"^smlp .*$", TEXTS["docs/networks.md"], re.M)
     assert len(commands) == 5
     for command in commands:
         _, *arguments = shlex.split(command, comments=True)
         short = ["--epochs", "2", "--no-progress"] if arguments[0] == "train" else []
         assert main([*arguments, *short]) == 0, command
-    exec(compile(BLOCKS[-1], "README.md", "exec"), {})
+    exec(compile(AFTER_TRAINING, "docs/networks.md", "exec"), {})
     assert {"digits.onnx", "larger.onnx"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_swapping_takes_ten_lines() -> None:
-    assert "fuse_model(model)" in BLOCKS[0]
-    assert len(BLOCKS[0].splitlines()) <= 10
+    assert "fuse_model(model)" in SWAP
+    assert len(SWAP.splitlines()) <= 10
 
 
 def test_commands_exist() -> None:
-    targets = set(re.findall(r"\bmake ([a-z-]+)\b", README))
-    assert {"demo", "test", "bench", "gpu-report", "lint"} <= targets
+    targets = set(re.findall(r"\bmake ([a-z-]+)\b", " ".join(re.findall(r"[`\n]make .*", ALL))))
+    assert {"demo", "test", "lint", "gpu-report"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, re.M), f"make {target}"
-    modules = set(re.findall(r"python -m ([a-z_.]+)", README))
+    modules = set(re.findall(r"python -m ([a-z_.]+)", ALL))
     assert {"smlp_kernels.env_report", "smlp_kernels.aot_report"} <= modules
     for module in modules:
         assert importlib.util.find_spec(module), f"python -m {module}"
@@ -52,10 +70,48 @@ def test_commands_exist() -> None:
 def test_smlp_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
     from smlp.cli import main
 
-    named = set(re.findall(r"(?:`|^)smlp ([a-z]+)", README, re.M))
+    named = set(re.findall(r"(?:`|^)smlp ([a-z]+)", ALL, re.M))
     assert {"train", "info", "fields", "features", "ablations", "export"} <= named
     assert {"evaluate", "predict"} <= named
     for command in named:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"usage: smlp {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / name).parent / path if path else ROOT / name
+        assert linked.exists(), target
+        titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M) if anchor else []
+        anchors = {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+        assert not anchor or anchor in anchors, target
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(name: str) -> None:
+    for file in re.findall(r"`([\w/]+\.py)[`:]", TEXTS[name]):
+        assert any(known.endswith(f"/{file}") for known in FILES), file
+
+
+def test_names_of_the_api_exist() -> None:
+    named = set(re.findall(r"`((?:smlp|smlp_kernels)\.[\w.]+)", TEXTS["README.md"]))
+    assert {"smlp.SMLPBlock", "smlp_kernels.fuse_model"} <= named
+    for name in named:
+        *path, attribute = name.split(".")
+        module = importlib.import_module(".".join(path))
+        assert hasattr(module, attribute) or importlib.util.find_spec(name), name
+
+
+def test_picture_shows_what_eager_pytorch_does() -> None:
+    steps = passes.recorded_steps()
+    assert passes.drawing(steps) == passes.PICTURE.read_text(), "python -m docs.passes"
+    assert f"![{passes.passes(steps)} passes " in TEXTS["README.md"]
+
+
+def test_versions_agree() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## {re.escape(version)}\b", TEXTS["CHANGELOG.md"], re.M)
