@@ -20,6 +20,13 @@ DIRECT = not INTERPRETED and triton.__version__.rsplit(".", 1)[0] in ("3.6", "3.
 
 Strides = tuple[int, ...]
 
+TRITON_TYPES = {
+    "torch.float16": "fp16",
+    "torch.bfloat16": "bf16",
+    "torch.float32": "fp32",
+    "torch.float64": "fp64",
+}
+
 
 @dataclass(eq=False)
 class Plan:
@@ -97,6 +104,35 @@ class Call(NamedTuple):
 
 
 Launch = Callable[[Call], None]  # runs a call, or notes it
+
+
+def specialisation(call: Call) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
+    """Signature, constants and attributes as in Triton: None and 1 are constants, 16 divides.
+
+    Arguments that a kernel names in ``do_not_specialize``, such as the batch size, are neither.
+    """
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    kernel, given = call.plan.kernel, call.plan.constants
+    arguments = (*call.tensors, *call.plan.integers)
+    for index, name in enumerate(kernel.arg_names):
+        value = arguments[index] if index < len(arguments) else given[name]
+        general = name in getattr(kernel, "do_not_specialize", ())  # the interpreter's has none
+        is_one = isinstance(value, int) and value == 1
+        if name in given or value is None or (is_one and not general):
+            signature[name] = "constexpr"
+            constants[name] = value
+            continue
+        divisible = True  # allocations are aligned
+        if isinstance(value, Tensor):
+            signature[name] = f"*{TRITON_TYPES[str(value.dtype)]}"
+        else:
+            signature[name] = "i64" if value > 2**31 - 1 else "i32"
+            divisible = value % 16 == 0 and not general
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
 
 
 def has_launch_hooks() -> bool:

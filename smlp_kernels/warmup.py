@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smlp_kernels import aot, launch, ops
+from smlp_kernels import launch, ops
 from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.backward import mix_backward
@@ -163,7 +163,7 @@ def compile_all(operations: list[Operation]) -> int:
     wanted: dict[str, tuple[Call, Tensor]] = {}
     for operation in operations:
         for call in calls_of(operation):
-            key = repr((call.plan.kernel, call.plan.options, aot.specialisation(call)))
+            key = repr((call.plan.kernel, call.plan.options, launch.specialisation(call)))
             wanted[key] = call, operation.arguments[0]
     with ThreadPoolExecutor() as pool:
         # in a context that ends here: Triton leaves its mode on where a compilation fails

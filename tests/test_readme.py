@@ -62,7 +62,7 @@ def test_commands_exist() -> None:
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, re.M), f"make {target}"
     modules = set(re.findall(r"python -m ([a-z_.]+)", ALL))
-    assert {"smlp_kernels.env_report", "smlp_kernels.aot_report"} <= modules
+    assert {"smlp_kernels.env_report", "tools.aot_report"} <= modules
     for module in modules:
         assert importlib.util.find_spec(module), f"python -m {module}"
 

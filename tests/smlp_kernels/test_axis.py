@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 
-from smlp_kernels.aot_report import OTHERS, STAGES
 from smlp_kernels.functional import DTYPES, MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels.axis import axis_plan, axis_tile, both_axes_plan, make_axis
 from smlp_kernels.kernels.rows import copy_images_plan
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
+from tools.aot_report import OTHERS, STAGES
 
 ARCHS = (0, 80, 86, 89, 90, 100, 120)  # 0: the interpreter
 EXTREMES = [(1, 1, 1), (MAX_SIZE, 1, MAX_CHANNELS), (1, MAX_SIZE, 2), (MAX_SIZE, MAX_SIZE, 17)]

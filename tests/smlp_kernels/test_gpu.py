@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from smlp import SMLPBlock, SparseMLP
 from smlp.functional import smlp
 from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp
-from smlp_kernels.aot_report import STAGES
 from tests.smlp_kernels.oracle import EPS, NAMES, Case, assert_close, formula, to_float64
+from tools.aot_report import STAGES
 
 pytestmark = pytest.mark.gpu
 GIB = 2**30

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from smlp.functional import smlp
 from smlp_kernels import fused_smlp, launch, ops
-from smlp_kernels.aot_report import STAGES
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels import axis, backward, rows
 from smlp_kernels.weights import Weights
 from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+from tools.aot_report import STAGES
 
 Block = Callable[..., Tensor]
 CASES = [

@@ -18,7 +18,7 @@ import json
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from smlp_kernels import aot
+from tools import aot
 from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.kernels.mix import mix
 from smlp_kernels.weights import Weights

@@ -24,7 +24,7 @@ OWN_VARIABLES = {
     "SMLP_KERNELS_DISABLE",
     "TRITON_INTERPRET",
 }
-OWN_FOLDERS = {"smlp", "smlp_kernels", "benchmarks", "docs", "tests"}
+OWN_FOLDERS = {"smlp", "smlp_kernels", "tools", "benchmarks", "docs", "tests"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 TOOLS = {"smlp-kernels", "ruff", "mypy", "pip-audit", "pytest-benchmark", "pytest-xdist"}
 TOOLS |= {"onnx", "tensorboard"}  # which torch imports for us

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from smlp import SMLPBlock, SparseMLP
 from smlp_kernels import FusedSMLPBlock, fuse_model, warmup
-from smlp_kernels.aot import specialisation
-from smlp_kernels.launch import Call
+from smlp_kernels.launch import Call, specialisation
 from tests.smlp_kernels.oracle import DEVICE
 
 

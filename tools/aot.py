@@ -13,14 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from smlp_kernels.launch import INTERPRETED, Call
+from smlp_kernels.launch import INTERPRETED, Call, specialisation
 
 KIB = 1024
 # Largest shared memory of one program in bytes, CUDA C++ Programming Guide, table of technical
@@ -34,12 +32,8 @@ SHARED_MEMORY = {
     120: 99 * KIB,
 }
 TENSOR_MEMORY_COLUMNS = 512  # of compute capability 10.0
-TYPES = {
-    "torch.float16": "fp16",
-    "torch.bfloat16": "bf16",
-    "torch.float32": "fp32",
-    "torch.float64": "fp64",
-}
+# Triton's pipeliner may overwrite what a pending product still reads: see Resources.problems.
+ASYNCHRONOUS_COPIES = ("LDGSTS", "UTMALDG", "UBLKCP")
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", re.M)
 
 
@@ -70,6 +64,12 @@ class Resources:
             found.append(f"{self.loop_spills} local-memory instructions in loops")
         if self.serialized:
             found.append("wgmma serialized")
+        copies = [n for n in ASYNCHRONOUS_COPIES if self.instructions[n]]
+        if copies:
+            found.append(
+                f"asynchronous copies ({', '.join(copies)}), whose pipeline may overwrite what a "
+                "pending wgmma still reads (triton-lang/triton#6691)"
+            )
         return found
 
 
@@ -114,35 +114,6 @@ def compile_call(call: Call, arch: int) -> Resources:
 def source(call: Call) -> ASTSource:
     """What Triton's launcher compiles for a call."""
     return ASTSource(call.plan.kernel, *specialisation(call))
-
-
-def specialisation(call: Call) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
-    """Signature, constants and attributes as in Triton: None and 1 are constants, 16 divides.
-
-    Arguments that a kernel names in ``do_not_specialize``, such as the batch size, are neither.
-    """
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    kernel, given = call.plan.kernel, call.plan.constants
-    arguments = (*call.tensors, *call.plan.integers)
-    for index, name in enumerate(kernel.arg_names):
-        value = arguments[index] if index < len(arguments) else given[name]
-        general = name in getattr(kernel, "do_not_specialize", ())  # the interpreter's has none
-        is_one = isinstance(value, int) and value == 1
-        if name in given or value is None or (is_one and not general):
-            signature[name] = "constexpr"
-            constants[name] = value
-            continue
-        divisible = True  # allocations are aligned
-        if isinstance(value, Tensor):
-            signature[name] = f"*{TYPES[str(value.dtype)]}"
-        else:
-            signature[name] = "i64" if value > 2**31 - 1 else "i32"
-            divisible = value % 16 == 0 and not general
-        if divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
 
 
 @contextlib.contextmanager

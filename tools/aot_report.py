@@ -1,8 +1,8 @@
-"""``python -m smlp_kernels.aot_report``: what the kernels compile to, for chips not at hand.
+"""``python -m tools.aot_report``: what the kernels compile to, for chips not at hand.
 
 One row a kernel, shape, type and chip: registers, spills, shared memory, how often loops go through
 it, and matrix instructions; ``--markdown`` prints them as a table.
-Exits with 1 if a row must not be shipped (see :meth:`smlp_kernels.aot.Resources.problems`).
+Exits with 1 if a row must not be shipped (see :meth:`tools.aot.Resources.problems`).
 """
 
 import argparse
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from smlp_kernels import aot
 from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
 from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.kernels.mix import mix
@@ -24,6 +23,7 @@ from smlp_kernels.kernels.rows import copy_images_kernel
 from smlp_kernels.kernels.weight_sums import weight_sums_kernel
 from smlp_kernels.launch import Call
 from smlp_kernels.weights import Weights
+from tools import aot
 
 SIZES = (56, 28, 14, 7)
 WIDTHS = {"tiny": (80, 160, 320, 640), "small": (96, 192, 384, 768), "base": (112, 224, 448, 896)}

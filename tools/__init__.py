@@ -1,0 +1,1 @@
+"""For people who work on the kernels; not part of what is installed."""
