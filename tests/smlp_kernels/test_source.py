@@ -16,9 +16,6 @@ LAUNCH = ROOT / "smlp_kernels" / "launch.py"
 
 # Names by which one program could wait for another. Without any of them every program ends.
 WAITING = re.compile(r"atomic|inline_asm|barrier|volatile|semaphore|(^|_)lock$")
-# What reads the network, or runs or unpickles what it reads.
-FORBIDDEN_MODULES = {"urllib", "requests", "socket", "http", "ftplib", "marshal", "shelve", "dill"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 # Others' variables are read to show them, not to act on them.
 OWN_VARIABLES = {
     "SMLP_KERNELS_DISABLE",
@@ -139,29 +136,15 @@ def test_kernels_are_not_tuned_at_run_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_nothing_is_fetched_unpickled_or_evaluated(path: Path) -> None:
-    for line, module in modules_imported(path):
-        assert module not in FORBIDDEN_MODULES, f"{path}:{line}"
-    for node in ast.walk(tree(path)):
-        where = f"{path}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.ImportFrom):
-            assert node.module != "pickle", where
-        elif isinstance(node, ast.Attribute) and name_of(node).startswith("pickle."):
-            assert node.attr == "UnpicklingError", f"{where}: {name_of(node)}"
-        elif isinstance(node, ast.Call):
-            name = name_of(node.func)
-            assert name not in FORBIDDEN_CALLS, f"{where}: {name}"
-            assert not name.startswith("torch.hub."), f"{where}: {name}"
-            assert all(k.arg != "shell" for k in node.keywords), f"{where}: a shell"
-            if name == "torch.load":
-                safe = [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"]
-                assert safe == ["True"], f"{where}: torch.load without weights_only=True"
-
-
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_no_bare_assert(path: Path) -> None:
-    """``python -O`` removes them, and their message names nothing."""
-    assert not [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.Assert)]
+def test_weights_alone_are_loaded_and_no_text_is_compiled(path: Path) -> None:
+    """What no rule of the linter knows; the others are in pyproject.toml."""
+    for call in calls(path):
+        where = f"{path}:{call.lineno}"
+        name = name_of(call.func)
+        assert name not in ("compile", "__import__"), f"{where}: {name}"
+        if name == "torch.load":
+            safe = [ast.unparse(k.value) for k in call.keywords if k.arg == "weights_only"]
+            assert safe == ["True"], f"{where}: torch.load without weights_only=True"
 
 
 def test_what_is_imported_is_named_as_a_dependency() -> None:
