@@ -1,4 +1,4 @@
-"""tests/README.md names the test that guards against each known bug: they have to exist."""
+"""docs/guards.md names the test that guards against each known bug: they have to exist."""
 
 import ast
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-README = (FOLDER.parent / "README.md").read_text()
-ROWS = [line for line in README.splitlines() if line.startswith("| ") and "---" not in line]
-NAMED = sorted(set(re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", README)))
+PAGE = (FOLDER.parents[1] / "docs" / "guards.md").read_text()
+ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line]
+NAMED = sorted(set(re.findall(r"`((?:\w+/)?test_\w+\.py)::(\w+)`", PAGE)))
 
 
 def functions_of(path: Path) -> set[str]:
@@ -22,7 +22,7 @@ def functions_of(path: Path) -> set[str]:
 def test_named_tests_exist(file: str) -> None:
     path = (FOLDER.parent if "/" in file else FOLDER) / file
     missing = {name for named_in, name in NAMED if named_in == file} - functions_of(path)
-    assert not missing, f"tests/README.md names tests that {file} does not have: {missing}"
+    assert not missing, f"docs/guards.md names tests that {file} does not have: {missing}"
 
 
 def test_every_bug_has_its_thread_and_its_guard() -> None:
@@ -32,3 +32,10 @@ def test_every_bug_has_its_thread_and_its_guard() -> None:
         assert re.search(r"[\w-]+/[\w.-]+#\d+", reported), bug
         assert "test_" in guard or "No test: " in guard, bug
         assert set(re.findall(r"CPU|PTX|AOT|GPU", where)), bug
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_cells_are_short(row: str) -> None:
+    """Without the names of tests and threads: an explanation belongs where the test is."""
+    for cell in row.strip("| ").split(" | "):
+        assert len(re.sub(r"`[^`]*`|[\w.-]+/[\w.-]+#\d+", "", cell)) <= 110, cell
