@@ -14,8 +14,8 @@ endif
 
 .PHONY: demo test bench gpu-report lint audit clean
 
-demo: $(call environment,demo)  ## train on MNIST with plain and fused blocks, into demo_out/
-	$(PY) -m smlp_kernels.demo --out demo_out $(ARGS)
+demo: $(call environment,demo)  ## train on MNIST and swap the fused blocks in, into demo_out/
+	$(PY) -m examples.mnist --out demo_out $(ARGS)
 
 test: $(call environment,test)  ## all tests that this machine can run
 	$(PY) -m pytest $(ARGS)

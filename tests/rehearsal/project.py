@@ -63,21 +63,15 @@ def measure_network(module: ModuleType) -> None:
     module.BATCH, module.IMAGE, module.ROUNDS = 2, (3, 32, 32), 1
 
 
-def demo(module: ModuleType) -> None:
-    """Twenty patterns to learn in a moment, in the place of MNIST."""
+def data(module: ModuleType) -> None:
+    """Ten patterns to learn in a moment, in the place of MNIST."""
     import torch
 
-    from smlp.data import ImageSplit
-
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(10, 1, 28, 28, generator=generator).repeat(4, 1, 1, 1)
-    labels = torch.arange(10).repeat(4)
-    split = ImageSplit("patterns", images, labels, images[:20], labels[:20], 10, 0.0, 1.0)
+    patterns = torch.randn(10, 1, 28, 28, generator=generator)
+    images, labels = patterns.repeat(20, 1, 1, 1), torch.arange(10).repeat(20)
+    split = module.ImageSplit("patterns", images, labels, images[:20], labels[:20], 10, 0.0, 1.0)
     module.mnist5k = lambda: split
-    module.Settings = functools.partial(
-        module.Settings, d_model=4, depth=(2, 1), batch_size=20, learning_rate=0.02, max_shift=0
-    )
-    module.Settings.epochs, module.Settings.seed = 30, 0
 
 
 def constants(**values: Any) -> Callable[[ModuleType], None]:
@@ -94,7 +88,10 @@ def constants(**values: Any) -> Callable[[ModuleType], None]:
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "smlp_kernels.functional": functional,
-    "smlp_kernels.demo.cli": demo,
+    "smlp.data": data,
+    "smlp.train.models": constants(
+        SIZES_FOR_DATA={"mnist5k": {"patch_size": 2, "d_model": 4, "depth": (2, 1)}}
+    ),
     "benchmarks.shapes": shapes,
     "benchmarks.measure_network": measure_network,
     "benchmarks.ceilings": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),

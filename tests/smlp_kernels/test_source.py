@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIBRARY = sorted(p for package in ("smlp", "smlp_kernels") for p in (ROOT / package).rglob("*.py"))
+PACKAGES = ("smlp", "smlp_kernels", "examples")
+LIBRARY = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 KERNELS = sorted((ROOT / "smlp_kernels" / "kernels").glob("*.py"))
 LAUNCH = ROOT / "smlp_kernels" / "launch.py"
 
@@ -21,7 +22,7 @@ OWN_VARIABLES = {
     "SMLP_KERNELS_DISABLE",
     "TRITON_INTERPRET",
 }
-OWN_FOLDERS = {"smlp", "smlp_kernels", "tools", "benchmarks", "docs", "tests"}
+OWN_FOLDERS = {*PACKAGES, "tools", "benchmarks", "docs", "tests"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 TOOLS = {"smlp-kernels", "ruff", "mypy", "pip-audit", "pytest-benchmark", "pytest-xdist"}
 TOOLS |= {"onnx", "tensorboard"}  # which torch imports for us
