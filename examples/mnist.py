@@ -237,7 +237,7 @@ def check(arguments: argparse.Namespace) -> None:
     where = "on the GPU" if on_gpu else "in Triton's interpreter"
     print(f"Swapped the blocks of the trained model; the kernels ran {where}, on {count} images.")
     print(f"Relative distance from float64, {logits}.")
-    print(f"Of {len(gradients)} parameters' gradients the furthest off is of {worst}.")
+    print(f"The furthest of {len(gradients)} gradients, {worst}.")
     if not all(difference.is_rounding for difference in (logits, *gradients)):
         sys.exit(f"{COMMAND}: fused blocks differ by more than rounding")
 
@@ -290,7 +290,7 @@ def swap_differences(network: nn.Module, images: Tensor, labels: Tensor) -> list
         return {name: value.detach().double() for name, value in named.items()}
 
     # cuDNN's TF32, its default, would be coarser than the kernels
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         expected = results(exact, images.double())
         sides = results(fused, images), results(plain, images)
 
