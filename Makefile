@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 environment = $(VENV)/$(1).stamp
 endif
 
-.PHONY: demo test bench gpu-report lint audit clean
+.PHONY: demo test bench gpu-day lint audit clean
 
 demo: $(call environment,demo)  ## train on MNIST and swap the fused blocks in, into demo_out/
 	$(PY) -m examples.mnist --out demo_out $(ARGS)
@@ -25,8 +25,8 @@ bench: $(call environment,test)  ## providers side by side: table, JSON and plot
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=bench_out/run.json $(ARGS)
 	$(PY) -m benchmarks.plot bench_out/run.json bench_out
 
-gpu-report: $(call environment,test)  ## all that is to be measured on a GPU, resumable
-	$(PY) -m benchmarks.gpu_report --out bench_out/report $(ARGS)
+gpu-day: $(call environment,test)  ## all that is to be measured on a GPU, 9.5 minutes a call
+	$(PY) -m benchmarks.gpu_day --out bench_out/gpu-day $(ARGS)
 
 lint: $(call environment,dev)  ## style and types
 	$(PY) -m ruff format --check .

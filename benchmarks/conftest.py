@@ -1,48 +1,35 @@
-"""Options, fixtures, machine information and the summary table of ``pytest benchmarks``."""
+"""Options, fixtures, machine information and what ``pytest benchmarks`` prints at its end."""
 
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import environment, providers, shapes
-from benchmarks.ceilings import describe, measure_ceilings
-from benchmarks.roofline import PASSES, Ceilings
-from benchmarks.summary import summary_lines
-from benchmarks.timing import L2Flush
-from benchmarks.workbench import CompileBudget, Workbench
+from benchmarks.report import Report, tables
+from benchmarks.roofline import PASSES, Ceilings, describe, measure_ceilings
+from benchmarks.timing import Call, l2_flush
+from benchmarks.workbench import CompileBudget, Workbench, open_workbench
 
 # Without a GPU every provider and pass runs once on shapes that take milliseconds.
-_DEFAULTS = {
-    "shapes": ("stages", "rehearsal"),
-    "providers": ("all", "all"),
-    "passes": ("inference,fwd+bwd", ",".join(PASSES)),
-    "dtypes": ("bf16", "fp32,bf16,fp16,tf32"),
-    "layouts": ("channels_last", "channels_last,nchw"),
+_OPTIONS: dict[str, tuple[str, str, Iterable[str]]] = {  # default with a GPU, without, choices
+    "shapes": ("stages", "rehearsal", (*shapes.GROUPS, *shapes.BY_NAME)),
+    "providers": ("all", "all", ("all", *providers.PROVIDERS)),
+    "passes": ("inference,fwd+bwd", ",".join(PASSES), PASSES),
+    "dtypes": ("bf16", "fp32,bf16,fp16,tf32", shapes.DTYPES),
+    "layouts": ("channels_last", "channels_last,nchw", shapes.LAYOUTS),
 }
 _CEILINGS = pytest.StashKey[Ceilings | None]()
-_ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+_ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("smlp benchmarks", "comma-separated choices")
-    known = {
-        "shapes": [*shapes.GROUPS, *shapes.BY_NAME],
-        "providers": ["all", *providers.PROVIDERS],
-        "passes": PASSES,
-        "dtypes": shapes.DTYPES,
-        "layouts": shapes.LAYOUTS,
-    }
-    for name, (with_gpu, without) in _DEFAULTS.items():
-        group.addoption(
-            f"--{name}",
-            help=f"among {', '.join(known[name])}; default {with_gpu} ({without} without a GPU)",
-        )
+    for name, (with_gpu, without, known) in _OPTIONS.items():
+        text = f"among {', '.join(known)}; default {with_gpu} ({without} without a GPU)"
+        group.addoption(f"--{name}", help=text)
     group.addoption(
         "--compile-seconds",
         type=float,
@@ -54,20 +41,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def chosen(config: pytest.Config, option: str) -> list[str]:
     """The comma-separated value of an option, or its default for this machine."""
     value = config.getoption(f"--{option}")
-    return (value or _DEFAULTS[option][not torch.cuda.is_available()]).split(",")
+    return (value or _OPTIONS[option][not torch.cuda.is_available()]).split(",")
 
 
+def runnable(config: pytest.Config) -> list[providers.Provider]:
+    """The chosen providers that can be measured on this machine, in one layout at least."""
+    wanted = providers.select(chosen(config, "providers"))
+    return [provider for provider in wanted if provider.why_not("channels_last") is None]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = []
-    config.stash[_CEILINGS] = None
+    config.option.benchmark_quiet = True  # a table for every group, of wall times alone
+    config.stash[_CEILINGS], config.stash[_ROWS] = None, []
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # on shapes this small a second thread only adds waiting
 
 
 def pytest_report_header() -> list[str]:
     facts = ", ".join(f"{name} {value}" for name, value in environment.describe().items())
-    banner = [] if torch.cuda.is_available() else [environment.NOT_PERFORMANCE]
-    return [f"benchmarks on: {facts}", *banner]
+    return [f"benchmarks on: {facts}"]
 
 
 @pytest.fixture(scope="session")
@@ -79,55 +72,25 @@ def ceilings(pytestconfig: pytest.Config) -> Ceilings | None:
 
 
 @pytest.fixture(scope="session")
-def flush() -> L2Flush:
-    return L2Flush()
+def flush() -> Call:
+    return l2_flush()
 
 
 @pytest.fixture(scope="session")
-def rows(pytestconfig: pytest.Config) -> list[dict[str, Any]]:
-    """One entry per benchmark that ran, for the summary table."""
-    return pytestconfig.stash[_ROWS]
+def compile_budget(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CompileBudget]:
+    """Seconds for torch.compile, and an empty cache: nothing that was tuned before slips in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield CompileBudget(pytestconfig.getoption("--compile-seconds"))
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A compiler cache of this run's own: nothing tuned earlier, elsewhere, slips in."""
-    with tempfile.TemporaryDirectory(prefix="smlp-inductor-") as folder:
-        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        yield Path(folder)
-        if before is None:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-        else:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
-
-
-class WorkbenchSlot:
-    """Holds the workbench of the current shape, dtype and layout, and no other."""
-
-    def __init__(self, budget: CompileBudget) -> None:
-        self._budget = budget
-        self._key: tuple[shapes.Shape, str, str] | None = None
-        self._bench: Workbench | None = None
-
-    def get(self, shape: shapes.Shape, dtype: str, layout: str) -> Workbench:
-        if self._bench is None or self._key != (shape, dtype, layout):
-            self.close()
-            self._bench = Workbench(shape, dtype, layout, self._budget)
-            self._key = (shape, dtype, layout)
-        return self._bench
-
-    def close(self) -> None:
-        if self._bench is not None:
-            self._bench.close()
-        self._bench = None
-
-
-@pytest.fixture(scope="session")
-def slot(pytestconfig: pytest.Config, compile_cache: Path) -> Iterator[WorkbenchSlot]:
-    slot = WorkbenchSlot(CompileBudget(pytestconfig.getoption("--compile-seconds")))
-    yield slot
-    slot.close()
+def bench(request: pytest.FixtureRequest, compile_budget: CompileBudget) -> Iterator[Workbench]:
+    """The workbench of a shape, dtype and layout; pytest closes it before it opens the next."""
+    with open_workbench(*request.param, compile_budget) as bench:
+        yield bench
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -142,15 +105,45 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["is_performance"] = torch.cuda.is_available()
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_group_stats(config: pytest.Config, benchmarks: list[dict[str, Any]]) -> None:
+    config.stash[_ROWS] = [one["extra_info"] for one in benchmarks]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[_ROWS]
-    if not rows:
-        return
     terminalreporter.section("sMLP block")
-    if not torch.cuda.is_available():
-        terminalreporter.write_line(environment.NOT_PERFORMANCE, yellow=True, bold=True)
-    if ceilings := config.stash[_CEILINGS]:
-        terminalreporter.write_line(describe(ceilings))
-    for line in summary_lines(rows):
+    rows, ceilings = config.stash[_ROWS], config.stash[_CEILINGS]
+    if ceilings is None:
+        lines = _rehearsed(config, len(rows))
+    else:
+        rows = [row for row in rows if row.get("gpu_us") is not None]
+        lines = [describe(ceilings), "", *tables(Report(rows, ceilings, {}).series())]
+        lines.append("Latency, host time and memory of each are in the JSON.")
+    for line in lines:
         terminalreporter.write_line(line)
+
+
+def _rehearsed(config: pytest.Config, count: int) -> list[str]:
+    """What would be measured with a GPU, and what was run instead."""
+    options = {name: config.getoption(f"--{name}") or _OPTIONS[name][0] for name in _OPTIONS}
+    lines = [environment.NOT_PERFORMANCE, "", "With a GPU this measures"]
+    lines += [f"  {name:<10} {value}" for name, value in options.items()]
+    lines += [
+        "in GPU time with its share of the floor, latency, host time and memory.",
+        "",
+        f"Here, {count} benchmarks of these shapes ran, to show that the harness works: "
+        f"{', '.join(chosen(config, 'shapes'))}.",
+        "Left out:",
+    ]
+    wanted = providers.select(chosen(config, "providers"))
+    reasons = (provider.why_not("channels_last") for provider in wanted)
+    return [*lines, *(f"  {reason}" for reason in reasons if reason)]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line names what was written."""
+    if config.option.collectonly:
+        return
+    target = config.getoption("benchmark_json", None) if config.stash.get(_ROWS, []) else None
+    print("written:", target or "nothing; --benchmark-json=FILE keeps what was measured")

@@ -4,25 +4,18 @@ import csv
 import os
 import platform
 import subprocess
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_PERFORMANCE = (
-    "NO NVIDIA GPU HERE: what follows shows that the harness works. "
-    "These are NOT performance results."
-)
-_NVIDIA_SMI_FIELDS = (
-    "driver_version",
-    "clocks.current.sm",
-    "clocks.current.memory",
-    "clocks.max.sm",
-    "clocks.max.memory",
-    "temperature.gpu",
-    "power.draw",
-    "power.limit",
-)
+NOT_PERFORMANCE = "NO NVIDIA GPU HERE: nothing was measured. These are NOT performance results."
+_NVIDIA_SMI_FIELDS = [
+    *("driver_version", "clocks.current.sm", "clocks.current.memory", "clocks.max.sm"),
+    *("clocks.max.memory", "temperature.gpu", "power.draw", "power.limit"),
+]
 
 
 def describe() -> dict[str, str | int | float | None]:
@@ -31,7 +24,7 @@ def describe() -> dict[str, str | int | float | None]:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version("triton") if find_spec("triton") else None,
         "platform": platform.platform(),
     }
     if torch.cuda.is_available():
@@ -47,13 +40,6 @@ def describe() -> dict[str, str | int | float | None]:
             **_nvidia_smi(),
         }
     return facts
-
-
-def device_name() -> str:
-    """The GPU (``nvidia-h200``) or the kind of processor (``cpu-x86_64``), as part of a path."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0).lower().replace(" ", "-")
-    return f"cpu-{platform.machine()}"
 
 
 def commit() -> str:
@@ -74,23 +60,10 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _nvidia_smi() -> dict[str, str]:
     """Driver, clocks and power as nvidia-smi reads them; empty where it cannot be asked."""
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={','.join(_NVIDIA_SMI_FIELDS)}",
-        "--format=csv,noheader",
-        "--id=0",
-    ]
+    query = f"--query-gpu={','.join(_NVIDIA_SMI_FIELDS)}"
+    command = ["nvidia-smi", query, "--format=csv,noheader", "--id=0"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

@@ -11,9 +11,12 @@ from benchmarks import providers, timing
 from benchmarks.providers import PROVIDERS
 from benchmarks.recorder import Context, Measurement
 from benchmarks.roofline import floor_us
-from benchmarks.rows import Case, make_row
-from benchmarks.shapes import Shape
-from benchmarks.workbench import Workbench
+from benchmarks.rows import make_row
+from benchmarks.shapes import STAGES, Shape
+from benchmarks.workbench import open_workbench
+from smlp_kernels.kernels import backward, mix, rows
+from smlp_kernels.kernels.axis import matrix_columns
+from smlp_kernels.kernels.products import add_product
 
 CHUNK_MIB = (16, 24, 33, 48, 64)  # of scratch memory; an H100 has 50 MB of L2
 CHUNK_PASSES = ("inference", "fwd+bwd")
@@ -21,7 +24,6 @@ HOST_SHAPE = Shape("host", 4, 96, 14, 14)  # a few microseconds of device work: 
 
 
 def timed(
-    name: str,
     shape: Shape,
     passes: Sequence[str],
     names: Sequence[str],
@@ -37,30 +39,25 @@ def timed(
 
     def run(context: Context) -> dict[str, Any]:
         ceilings = context.measured_ceilings()
-        rows: list[dict[str, Any]] = []
+        measured_rows: list[dict[str, Any]] = []
         failures: dict[str, str] = {}
-        context.so_far.update(rows=rows, failures=failures)
-        bench = Workbench(shape, dtype, layout)
-        try:
-            with bench.active():
-                for pass_ in passes:
-                    usable, reasons = bench.usable(wanted, pass_)
-                    failures.update({f"{who} {pass_}": why for who, why in reasons.items()})
-                    measured = bench.gpu_times(usable, pass_)
-                    for provider in usable:
-                        case = Case(shape, dtype, layout, pass_, provider)
-                        rows.append(make_row(case, bench, measured, ceilings))
-        finally:
-            bench.close()
+        context.so_far.update(rows=measured_rows, failures=failures)
+        with open_workbench(shape, dtype, layout) as bench:
+            for pass_ in passes:
+                usable, reasons = bench.usable(wanted, pass_)
+                failures.update({f"{who} {pass_}": why for who, why in reasons.items()})
+                measured = bench.gpu_times(usable, pass_)
+                measured_rows += (make_row(bench, pass_, one, measured, ceilings) for one in usable)
         return context.so_far
 
+    kind = "compiled " if any(provider.compiled for provider in wanted) else ""
+    name = f"{kind}{shape.name} {dtype} {layout} {' '.join(passes)}"
     return Measurement(name, run, seconds=seconds)
 
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
     """Let the fused block take scratch memory of so many bytes at a time."""
-    from smlp_kernels.kernels import backward, mix, rows  # needs Triton
 
     def change(to: int) -> None:
         rows.CHUNK_BYTES = to
@@ -81,24 +78,55 @@ def chunks(shape: Shape) -> Measurement:
     def run(context: Context) -> dict[str, Any]:
         ceilings = context.measured_ceilings()
         floors = {pass_: floor_us(shape, pass_, "bf16", ceilings) for pass_ in CHUNK_PASSES}
-        bench = Workbench(shape, "bf16", "channels_last")
-        try:
-            with bench.active():
-                for mib in CHUNK_MIB:
-                    with chunks_of(mib << 20):
-                        times = {
-                            pass_: bench.gpu_times([PROVIDERS["fused"]], pass_)["fused"].us
-                            for pass_ in CHUNK_PASSES
-                        }
-                    context.so_far[f"{mib} MiB"] = {
-                        pass_: {"us": us, "share_of_floor": floors[pass_] / us}
-                        for pass_, us in times.items()
+        with open_workbench(shape, "bf16", "channels_last") as bench:
+            for mib in CHUNK_MIB:
+                with chunks_of(mib << 20):
+                    times = {
+                        pass_: bench.gpu_times([PROVIDERS["fused"]], pass_)["fused"].us
+                        for pass_ in CHUNK_PASSES
                     }
-        finally:
-            bench.close()
+                context.so_far[f"{mib} MiB"] = {
+                    pass_: {"us": us, "share_of_floor": floors[pass_] / us}
+                    for pass_, us in times.items()
+                }
         return context.so_far
 
     return Measurement(f"chunks {shape.name}", run)
+
+
+def products_of(shape: Shape, device: str) -> tuple[int, dict[str, timing.Call]]:
+    """The products of a chunk of a bfloat16 block that PyTorch (cuBLAS) computes, on random data.
+
+    One is the forward's, two are the backward's, of as many flops, which come first. If one of them
+    is far from what the chip reaches on a large product, it is the next thing to replace.
+    """
+    columns, channels = matrix_columns(shape.channels), shape.channels
+    pixels = shape.height * shape.width
+    pixels *= rows.chunk_images(shape.batch, pixels * columns * 2)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, device=device, dtype=torch.bfloat16)
+
+    matrix, dy, y = random(pixels, columns), random(pixels, channels), random(pixels, channels)
+    fuse, bias = random(channels, 3 * channels), random(channels)
+    total = torch.empty(channels, columns, device=device)
+    mixed = matrix[:, : 3 * channels]
+    return 6 * pixels * channels**2, {
+        "y": lambda: torch.addmm(bias, mixed, fuse.t(), out=y),
+        "G": lambda: torch.mm(dy, fuse, out=mixed),
+        "dF": lambda: add_product(total, dy.t(), matrix, first=False),
+    }
+
+
+def products(context: Context) -> dict[str, Any]:
+    """The products alone: microseconds of a chunk and TFLOP/s, at every stage."""
+    for shape in STAGES:
+        flops, calls = products_of(shape, "cuda")
+        found = {name: timing.event_us(call) for name, call in calls.items()}
+        context.so_far[shape.name] = {
+            name: {"us": us, "tflops": flops / us / 1e6} for name, us in found.items()
+        }
+    return context.so_far
 
 
 def memory(shape: Shape) -> Measurement:
@@ -109,24 +137,16 @@ def memory(shape: Shape) -> Measurement:
 
     def run(context: Context) -> dict[str, Any]:
         for name in ("eager_nhwc", "fused"):
-            context.so_far[name] = _memory_of(shape, name)
+            with open_workbench(shape, "bf16", "channels_last") as bench:
+                forward = bench.steps(PROVIDERS[name], "fwd")[0]
+                both = bench.steps(PROVIDERS[name], "fwd+bwd")[0]
+                context.so_far[name] = {
+                    "kept": timing.saved_bytes(forward, list(bench.block.parameters())),
+                    "peak": timing.peak_bytes(both),
+                }
         return context.so_far
 
     return Measurement(f"memory {shape.name}", run)
-
-
-def _memory_of(shape: Shape, name: str) -> dict[str, int | None]:
-    bench = Workbench(shape, "bf16", "channels_last")
-    try:
-        with bench.active():
-            forward = bench.steps(PROVIDERS[name], "fwd")[0]
-            both = bench.steps(PROVIDERS[name], "fwd+bwd")[0]
-            return {
-                "kept": timing.saved_bytes(forward, list(bench.block.parameters())),
-                "peak": timing.peak_bytes(both),
-            }
-    finally:
-        bench.close()
 
 
 class EmptyFunction(torch.autograd.Function):
@@ -143,51 +163,33 @@ class EmptyFunction(torch.autograd.Function):
 
 def host(context: Context) -> dict[str, Any]:
     """Host microseconds to issue one call of each pass, and of an empty autograd.Function."""
-    bench = Workbench(HOST_SHAPE, "bf16", "channels_last")
-    try:
-        with bench.active():
-            x = bench.inputs("channels_last")[0][0]
-            with torch.no_grad():
-                empty = timing.host_us(lambda: EmptyFunction.apply(x))
-            context.so_far["empty_function"] = empty
-            for provider in providers.select(["eager_nhwc", "handwritten", "fused"]):
-                context.so_far[provider.name] = {
-                    pass_: timing.host_us(bench.steps(provider, pass_)[0])
-                    for pass_ in ("inference", "fwd", "fwd+bwd")
-                }
-    finally:
-        bench.close()
+    with open_workbench(HOST_SHAPE, "bf16", "channels_last") as bench:
+        x = bench.inputs("channels_last")[0][0]
+        with torch.no_grad():
+            empty = timing.host_us(lambda: EmptyFunction.apply(x))
+        context.so_far["empty_function"] = empty
+        for provider in providers.select(["eager_nhwc", "handwritten", "fused"]):
+            context.so_far[provider.name] = {
+                pass_: timing.host_us(bench.steps(provider, pass_)[0])
+                for pass_ in ("inference", "fwd", "fwd+bwd")
+            }
     return context.so_far
 
 
 def graph_replay(context: Context) -> dict[str, Any]:
     """Replay a captured forward on other data: equal to a plain call, and how long each takes."""
-    bench = Workbench(HOST_SHAPE, "bf16", "channels_last")
-    try:
-        with bench.active(), torch.no_grad():
-            call = bench.call(PROVIDERS["fused"], backward=False)
-            static_x, other_x = (
-                pair[0].detach().clone() for pair in bench.inputs(bench.layout)[:2]
-            )
-            call(static_x)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                static_y = call(static_x)
-            static_x.copy_(other_x)
-            graph.replay()
-            equal = torch.equal(static_y, call(other_x))
-            return {
-                "failures": {} if equal else {"replay": "other values than those of a plain call"},
-                "replay_us": timing.host_us(_synchronised(graph.replay), count=1),
-                "call_us": timing.host_us(_synchronised(lambda: call(static_x)), count=1),
-            }
-    finally:
-        bench.close()
-
-
-def _synchronised(call: timing.Call) -> timing.Call:
-    def run() -> None:
-        call()
-        torch.cuda.synchronize()
-
-    return run
+    with open_workbench(HOST_SHAPE, "bf16", "channels_last") as bench, torch.no_grad():
+        call = bench.call(PROVIDERS["fused"], backward=False)
+        static_x, other_x = (pair[0].detach().clone() for pair in bench.inputs(bench.layout)[:2])
+        call(static_x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            static_y = call(static_x)
+        static_x.copy_(other_x)
+        graph.replay()
+        equal = torch.equal(static_y, call(other_x))
+        clocks = {"replay_us": graph.replay, "call_us": lambda: call(static_x)}
+        return {
+            "failures": {} if equal else {"replay": "other values than those of a plain call"},
+            **timing.interleaved({k: timing.wall_stopwatch(v) for k, v in clocks.items()}),
+        }

@@ -95,7 +95,7 @@ def _measure(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     for step in steps.values():
         for _ in range(3):
             step()
-    clocks = {name: _wall(step) for name, step in steps.items()}
+    clocks = {name: timing.wall_stopwatch(step) for name, step in steps.items()}
     milliseconds = {
         name: us / 1e3 for name, us in timing.interleaved(clocks, rounds=ROUNDS).items()
     }
@@ -104,12 +104,3 @@ def _measure(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
         "speedup": milliseconds["plain"] / milliseconds["fused"],
         "peak_bytes": {name: timing.peak_bytes(step) for name, step in steps.items()},
     }
-
-
-def _wall(step: Callable[[], Any]) -> timing.Stopwatch:
-    def sample() -> float:
-        start = timing.synchronised_seconds()
-        step()
-        return 1e6 * (timing.synchronised_seconds() - start)
-
-    return sample

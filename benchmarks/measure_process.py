@@ -22,7 +22,8 @@ from benchmarks.roofline import io_bytes
 from benchmarks.shapes import STAGES, Shape
 
 NCU_CALLS = 8
-TESTS = ("tests",)
+FIRST_TESTS = "tests/smlp_kernels/test_mix.py"  # whether the forward is right at all
+TESTS = "tests"
 TEST_WORKERS = 8
 READ, WRITE = "dram__bytes_read.sum", "dram__bytes_write.sum"
 
@@ -61,17 +62,21 @@ def run_child(
 
 
 def gpu_tests(context: Context) -> dict[str, Any]:
-    """The tests marked ``gpu``: counts, and what failed.
+    """The forward's tests, then all that are marked ``gpu``: counts, and what failed.
 
-    Those marked ``large`` run first and alone, for they need the memory that other processes would
-    hold. What is skipped all the same is told with the reason.
+    Those marked ``large`` run alone, because they need the memory that other processes would hold.
+    What is skipped all the same is told with the reason.
     """
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
     found = context.so_far
     found |= {"passed": 0, "skipped": 0, "failures": {}, "skips": {}}
-    for which, workers in (("gpu and large", 0), ("gpu and not large", TEST_WORKERS)):
-        part = _run_tests(context, which, workers)
+    for which, workers, *paths in (
+        ("not large", TEST_WORKERS, FIRST_TESTS),
+        ("gpu and large", 0, TESTS),
+        ("gpu and not large", TEST_WORKERS, TESTS, f"--deselect={FIRST_TESTS}"),
+    ):
+        part = _run_tests(context, which, workers, paths)
         for count in ("passed", "skipped"):
             found[count] += part[count]
         for messages in ("failures", "skips"):
@@ -79,11 +84,11 @@ def gpu_tests(context: Context) -> dict[str, Any]:
     return found
 
 
-def _run_tests(context: Context, which: str, workers: int) -> dict[str, Any]:
-    """The tests that a marker expression chooses; see :func:`read_junit`."""
+def _run_tests(context: Context, which: str, workers: int, paths: Sequence[str]) -> dict[str, Any]:
+    """The tests below ``paths`` that a marker expression chooses; see :func:`read_junit`."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-m", which, *TESTS, "-v"]
+        command = [sys.executable, "-m", "pytest", "-m", which, *paths, "-v"]
         command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
         command += ["--continue-on-collection-errors"]  # a package may be missing for other tests
         if workers and find_spec("xdist"):  # most of the time goes into compiling kernels
@@ -132,7 +137,7 @@ def compile_kernels(context: Context) -> dict[str, Any]:
     """
 
     def compile_for(name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.children", "compile", name]
+        command = [sys.executable, "-m", "benchmarks.standalone", "compile", name]
         # on its own clock: the limit of the measurement cannot interrupt a thread
         child = run_child(command, context.child_seconds())
         if child.returncode != 0:
@@ -154,7 +159,7 @@ def memory_checker(context: Context) -> dict[str, Any]:
     if checker is None:
         raise SkippedError("compute-sanitizer is not on the PATH")
     command = [checker, "--tool", "memcheck", sys.executable]
-    command += ["-m", "benchmarks.children", "compile", "rehearsal-7"]
+    command += ["-m", "benchmarks.standalone", "compile", "rehearsal-7"]
     # torch's allocator would hide accesses beyond a tensor inside its own large blocks
     child = run_child(command, context.child_seconds(), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     return read_checker(child.stdout, child.returncode)
@@ -190,14 +195,16 @@ def dram_bytes(shape: Shape) -> Measurement:
         command = [ncu, "--csv", "--print-units", "base", "--profile-from-start", "off"]
         # the clocks and the L2 as they are: two counters fit one pass, nothing is replayed
         command += ["--clock-control", "none", "--cache-control", "none"]
-        command += ["--metrics", f"{READ},{WRITE}", sys.executable, "-m", "benchmarks.children"]
+        command += ["--metrics", f"{READ},{WRITE}", sys.executable, "-m", "benchmarks.standalone"]
         command += ["forward", shape.name, "--calls", str(NCU_CALLS)]
         child = run_child(command, context.child_seconds())
         if child.returncode != 0:
             errors = [line for line in child.stdout.splitlines() if "==ERROR==" in line]
             reason = " ".join(errors) or child.stderr[-300:]
             raise SkippedError(f"ncu ended with {child.returncode}: {reason}")
-        return over_ideal(read_ncu(child.stdout), io_bytes(shape, "fwd", "bf16"))
+        found, ideal = read_ncu(child.stdout), io_bytes(shape, "fwd", "bf16")
+        moved = found["read"] + found["written"]
+        return {**found, "ideal": ideal, "over_ideal": moved / ideal}
 
     return Measurement(f"DRAM bytes {shape.name}", run, seconds=90.0)
 
@@ -224,18 +231,9 @@ def read_ncu(text: str) -> dict[str, Any]:
     }
 
 
-def over_ideal(measured: dict[str, Any], ideal: int) -> dict[str, Any]:
-    """Add the bytes that must move, and the ratio to them."""
-    return {
-        **measured,
-        "ideal": ideal,
-        "over_ideal": (measured["read"] + measured["written"]) / ideal,
-    }
-
-
 def first_call(context: Context) -> dict[str, Any]:
     """Seconds of a first call in a fresh process: Triton's cache empty, then filled by that one."""
-    command = [sys.executable, "-m", "benchmarks.children", "first-call", "small-14"]
+    command = [sys.executable, "-m", "benchmarks.standalone", "first-call", "small-14"]
     result = context.so_far
     with tempfile.TemporaryDirectory(prefix="smlp-triton-") as folder:
         for state in ("cold", "warm"):

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import matmul_precision
 from benchmarks.environment import ROOT, describe
-from benchmarks.providers import gradient_targets, run_oracle
+from benchmarks.providers import gradient_targets, results_of, run_oracle
+from benchmarks.report import markdown_table
+from benchmarks.roofline import matmul_precision
 from benchmarks.shapes import DTYPES, STAGES, Shape
 from smlp import SMLPBlock
 from smlp.testing import relative_error
@@ -30,7 +31,7 @@ EXECUTED_ARCH = 90  # compute capability, times ten, that is compiled for withou
 COLUMNS = ("output", "d x", "d weights")
 
 
-class Row(NamedTuple):
+class Errors(NamedTuple):
     """Relative errors of one shape and type; the weights' is the largest of their gradients'."""
 
     shape: Shape
@@ -45,7 +46,7 @@ def measured_shapes(on_gpu: bool) -> list[Shape]:
     return [Shape(s.name, batch, s.channels, s.height, s.width) for s in STAGES]
 
 
-def measure(shape: Shape, dtype: str, device: str) -> Row:
+def measure(shape: Shape, dtype: str, device: str) -> Errors:
     """Errors of both blocks on the same, already rounded numbers.
 
     Raises:
@@ -63,13 +64,17 @@ def measure(shape: Shape, dtype: str, device: str) -> Row:
     dy = torch.randn_like(x)
     if reason := fallback_reason(x):
         raise RuntimeError(f"the kernels do not run for {shape} in {dtype}: {reason}")
-    oracle = run_oracle(plain, x, dy)
+    exact = run_oracle(plain, x, dy).exact
     with matmul_precision(dtype):
-        errors = [
-            errors_of(call, gradient_targets(block, x), dy, oracle.output, oracle.gradients)
+        results = [
+            results_of(call, gradient_targets(block, x), dy)
             for block, call in ((fused, fused), (plain, peer(plain, dtype, device)))
         ]
-    return Row(shape, dtype, *errors)
+    errors = (
+        {name: relative_error(value, exact[name]) for name, value in of.items()} for of in results
+    )
+    of_both = ((of.pop("output"), of.pop("d x"), max(of.values())) for of in errors)
+    return Errors(shape, dtype, *of_both)
 
 
 def peer(plain: SMLPBlock, dtype: str, device: str) -> Callable[[Tensor], Tensor]:
@@ -81,25 +86,7 @@ def peer(plain: SMLPBlock, dtype: str, device: str) -> Callable[[Tensor], Tensor
     return lambda x: tf32_formula(x, *plain.weights())
 
 
-def errors_of(
-    call: Callable[[Tensor], Tensor],
-    targets: dict[str, Tensor],
-    dy: Tensor,
-    output: Tensor,
-    gradients: dict[str, Tensor],
-) -> tuple[float, float, float]:
-    """Relative errors of a forward and backward pass, as ``COLUMNS``."""
-    y = call(targets["x"])
-    actual = torch.autograd.grad(y, list(targets.values()), dy)
-    of = {
-        name: relative_error(gradient, gradients[name])
-        for name, gradient in zip(targets, actual, strict=True)
-    }
-    dx = of.pop("x")
-    return relative_error(y, output), dx, max(of.values())
-
-
-def rows(on_gpu: bool) -> Iterator[Row]:
+def rows(on_gpu: bool) -> Iterator[Errors]:
     """Every shape in every type."""
     for dtype in DTYPES:
         for shape in measured_shapes(on_gpu):
@@ -115,7 +102,7 @@ def executed() -> contextlib.AbstractContextManager:
     return checked(EXECUTED_ARCH)
 
 
-def table(measured: list[Row], on_gpu: bool) -> str:
+def table(measured: list[Errors], on_gpu: bool) -> str:
     """Markdown: what it was measured on, then a line a row."""
     facts = describe()
     device = facts["gpu"] if on_gpu else f"Executed PTX for sm_{EXECUTED_ARCH} on a CPU"
@@ -133,16 +120,16 @@ def table(measured: list[Row], on_gpu: bool) -> str:
             "for TF32 its operands are cut off as a tensor core does.",
             "",
         ]
-    names = " | ".join(f"{column}, fused | PyTorch" for column in COLUMNS)
-    lines = [f"| stage | B, C, H, W | type | {names} |", "|---|---|---|" + "---|" * 6]
+    columns = (f"{column}, {who}" for column in COLUMNS for who in ("fused", "PyTorch"))
+    lines = []
     for row in measured:
         s = row.shape
-        errors = " | ".join(
-            f"{value:.1e}" for pair in zip(row.fused, row.plain, strict=True) for value in pair
+        pairs = zip(row.fused, row.plain, strict=True)
+        errors = (f"{value:.1e}" for pair in pairs for value in pair)
+        lines.append(
+            (s.name, f"{s.batch}, {s.channels}, {s.height}, {s.width}", row.dtype, *errors)
         )
-        size = f"{s.batch}, {s.channels}, {s.height}, {s.width}"
-        lines.append(f"| {s.name} | {size} | {row.dtype} | {errors} |")
-    return "\n".join([*head, *lines])
+    return "\n".join([*head, *markdown_table(("stage", "B, C, H, W", "type", *columns), lines)])
 
 
 def around_the_table(page: Path) -> tuple[str, str]:

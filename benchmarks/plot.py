@@ -8,16 +8,10 @@ plot: it says so and writes nothing.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ceilings import describe
-from benchmarks.roofline import PASSES, Ceilings
-from benchmarks.shapes import BY_NAME
-from benchmarks.summary import best_torch, geometric_mean
+from benchmarks.report import NothingMeasuredError, Report, by_shape, load, tables
 
 # Okabe and Ito's palette, told apart with any colour vision; the fused block is the bar.
 STYLES = {
@@ -28,117 +22,16 @@ STYLES = {
     "handwritten_compiled": ("#CC79A7", "D"),
 }
 FUSED_COLOUR = "#0072B2"
-DISTINGUISHING = ("pass", "dtype", "layout")
 
 
-class NothingMeasuredError(ValueError):
-    """The run was made without a GPU."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What was measured, on what.
-
-    Attributes:
-        rows: one mapping per benchmark, as in pytest-benchmark's ``extra_info``.
-        ceilings: the rates the floors were computed with.
-        environment: flat facts about device, versions and commit.
-    """
-
-    rows: list[dict[str, Any]]
-    ceilings: Ceilings
-    environment: dict[str, Any]
-
-    def series(self) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-        """Rows by (pass, dtype, layout), in the order of the passes."""
-        found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for row in sorted(self.rows, key=lambda row: PASSES.index(row["pass"])):
-            found.setdefault(tuple(row[key] for key in DISTINGUISHING), []).append(row)
-        return found
-
-
-def load(path: Path) -> Run:
-    """Read the JSON of ``pytest benchmarks`` or of ``benchmarks.gpu_report``.
-
-    Raises:
-        ValueError: if the file is neither.
-        NothingMeasuredError: if it holds no GPU times.
-    """
-    data = json.loads(path.read_text())
-    if "benchmarks" in data:
-        rows = [entry["extra_info"] for entry in data["benchmarks"]]
-        environment = data.get("machine_info", {}).get("smlp", {})
-    elif "rows" in data:
-        rows, environment = data["rows"], data.get("environment", {})
-    else:
-        raise ValueError(f"{path}: expected a JSON of pytest benchmarks or of gpu_report")
-    rows = [row for row in rows if row.get("gpu_us") is not None]
-    if not rows or not data.get("ceilings"):
-        raise NothingMeasuredError(f"{path}: nothing to plot, no GPU times in it.")
-    return Run(rows, Ceilings(**data["ceilings"]), environment)
-
-
-def by_shape(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{shape: {provider: row}}``, stage shapes by model and from large images to small."""
-    names = {row["shape"]: None for row in rows}
-    ordered = sorted(names, key=lambda name: (_model(name), -BY_NAME[name].pixels))
-    return {
-        name: {row["provider"]: row for row in rows if row["shape"] == name} for name in ordered
-    }
-
-
-def _model(name: str) -> tuple[int, str]:
-    model = name.partition("-")[0]
-    models = ("tiny", "small", "base")
-    return (models.index(model), model) if model in models else (len(models), model)
-
-
-def markdown(run: Run, command: str) -> str:
-    """One table per pass, dtype and layout, under the facts needed to judge and repeat it."""
-    facts = ", ".join(f"{key} {value}" for key, value in run.environment.items())
-    lines = [f"Measured by `{command}`; {facts}; {describe(run.ceilings)}.", ""]
-    for (pass_, dtype, layout), rows in run.series().items():
-        lines += [
-            f"**{pass_}, {dtype}, {layout}** (GPU microseconds, medians)",
-            "",
-            "| shape [B, C, H, W] | floor | fused | share of floor | best torch | faster by |",
-            "|---|---|---|---|---|---|",
-        ]
-        shares, ratios = [], []
-        for name, providers in by_shape(rows).items():
-            fused, size = providers.get("fused"), next(iter(providers.values()))["size"]
-            best = best_torch({key: row["gpu_us"] for key, row in providers.items()})
-            floor = next(iter(providers.values()))["floor_us"]
-            cells = [f"{name} {size}", f"{floor:.1f}"]
-            cells += [f"{fused['gpu_us']:.1f}", f"{fused['share_of_floor']:.0%}"] if fused else "--"
-            cells += [f"{best[1]:.1f} ({best[0]})"] if best else "-"
-            cells += [f"{best[1] / fused['gpu_us']:.2f}x"] if fused and best else "-"
-            lines.append(f"| {' | '.join(cells)} |")
-            if fused:
-                shares.append(fused["share_of_floor"])
-            if fused and best:
-                ratios.append(best[1] / fused["gpu_us"])
-        lines += ["", *_aggregates(shares, ratios), ""]
-    return "\n".join(lines)
-
-
-def _aggregates(shares: Sequence[float], ratios: Sequence[float]) -> list[str]:
-    parts = []
-    if shares:
-        parts.append(f"share of floor {geometric_mean(shares):.0%} (worst {min(shares):.0%})")
-    if ratios:
-        parts.append(f"over best torch {geometric_mean(ratios):.2f}x (worst {min(ratios):.2f}x)")
-    return [f"Geometric means: {', '.join(parts)}."] if parts else []
-
-
-def draw(run: Run, path: Path) -> None:
+def draw(report: Report, path: Path) -> None:
     """One row of panels per pass, dtype and layout: share of floor, and time over fused time."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    series = run.series()
+    series = report.series()
     figure, axes = plt.subplots(
         len(series), 2, figsize=(13, 0.6 + 3.4 * len(series)), squeeze=False, layout="constrained"
     )
@@ -154,9 +47,9 @@ def draw(run: Run, path: Path) -> None:
         right.set_ylim(bottom=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    environment = run.environment
+    environment = report.environment
     figure.suptitle(
-        f"sMLP block on {run.ceilings.device}, commit {environment.get('commit', 'unknown')}, "
+        f"sMLP block on {report.ceilings.device}, commit {environment.get('commit', 'unknown')}, "
         f"torch {environment.get('torch', '?')}, triton {environment.get('triton', '?')}",
         fontsize=11,
     )
@@ -198,29 +91,30 @@ def _panel(axis: Any, shapes: dict[str, dict[str, dict[str, Any]]], kind: str, v
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def write(source: Path, folder: Path, command: str) -> list[Path]:
+def write(source: Path, folder: Path) -> list[Path]:
     """Make both files from ``source`` in ``folder``; returns their paths."""
-    run = load(source)
+    report = load(source)
     folder.mkdir(parents=True, exist_ok=True)
     picture, table = folder / "share_of_floor.png", folder / "table.md"
-    draw(run, picture)
-    table.write_text(markdown(run, command))
+    draw(report, picture)
+    head = report.source("pytest benchmarks --benchmark-only")
+    table.write_text("\n".join([head, "", *tables(report.series())]))
     return [picture, table]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path, help="written by --benchmark-json or gpu_report")
+    parser.add_argument("json", type=Path, help="written by --benchmark-json")
     parser.add_argument("out_dir", type=Path, help="where the picture and the table go")
     arguments = parser.parse_args()
     try:
-        paths = write(arguments.json, arguments.out_dir, "pytest benchmarks --benchmark-only")
+        written = write(arguments.json, arguments.out_dir)
     except NothingMeasuredError as reason:
         print(reason)  # the expected end of a rehearsal, not a failure
+        written = []
     except ValueError as reason:
         raise SystemExit(str(reason)) from None
-    else:
-        print("wrote", *paths)
+    print("written:", arguments.json, *written)
 
 
 if __name__ == "__main__":

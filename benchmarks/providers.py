@@ -15,6 +15,8 @@ CUDA graphs are left out of torch.compile because the timing replays every provi
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +54,6 @@ class Provider:
     gpu_only: bool = False
     compiled: bool = False
 
-    @property
-    def is_torch(self) -> bool:
-        """Whether it counts among what plain torch offers."""
-        return self.name != "fused"
-
     def suits(self, layout: str) -> bool:
         """Whether x in ``layout`` can be taken as it is."""
         return not (layout == "nchw" and self.layout == "channels_last")
@@ -86,10 +83,7 @@ def _compile(call: Call) -> Call:
 
 
 def _handwritten(block: SMLPBlock) -> Call:
-    def call(x: Tensor) -> Tensor:
-        return channels_first(block, x)
-
-    return call
+    return partial(channels_first, block)
 
 
 def _fused(block: SMLPBlock) -> Call:
@@ -136,95 +130,68 @@ def select(names: list[str]) -> list[Provider]:
     return [PROVIDERS[name] for name in names]
 
 
-@dataclass(frozen=True)
-class Oracle:
-    """Output and gradients for one x and one dy, by the formula in fp64.
-
-    ``peer`` and ``peer_gradients`` are the same by the formula in the type of x.
-    """
-
-    output: Tensor
-    gradients: dict[str, Tensor]
-    peer: Tensor
-    peer_gradients: dict[str, Tensor]
-
-
 def gradient_targets(block: SMLPBlock, x: Tensor) -> dict[str, Tensor]:
     """What a training step differentiates: x and every parameter, by name."""
     return {"x": x, **dict(block.named_parameters())}
 
 
-def run_oracle(block: SMLPBlock, x: Tensor, grad_output: Tensor) -> Oracle:
-    """The formula from the same, already rounded x, parameters and gradient.
+def results_of(
+    call: Call, targets: dict[str, Tensor], dy: Tensor, *, backward: bool = True
+) -> dict[str, Tensor]:
+    """What a pass computes: ``output`` and, if ``backward``, ``d x`` and the other gradients.
 
-    Gradients are recorded whether the caller does or not.
+    Args:
+        call: what a provider built.
+        targets: from :func:`gradient_targets`, x among them.
+        dy: the gradient of y.
+        backward: run a training pass instead of inference, whether the caller records gradients or
+            not. A compiled provider has a graph for each, so neither is run unless asked for.
     """
-    exact = copy.deepcopy(block).double()
-    return Oracle(
-        *_by_formula(exact, x.double(), grad_output.double()), *_by_formula(block, x, grad_output)
-    )
+    with torch.set_grad_enabled(backward):
+        output = call(targets["x"])
+    gradients = torch.autograd.grad(output, list(targets.values()), dy) if backward else ()
+    names = ("output", *(f"d {name}" for name in targets))
+    return dict(zip(names, (output.detach(), *gradients), strict=False))
 
 
-def _by_formula(
-    block: SMLPBlock, x: Tensor, grad_output: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    targets = gradient_targets(block, x.detach().requires_grad_())
-    with torch.enable_grad():
-        output = formula(targets["x"], *block.weights())
-    gradients = torch.autograd.grad(output, list(targets.values()), grad_output)
-    return output.detach(), dict(zip(targets, gradients, strict=True))
+class Oracle(NamedTuple):
+    """:func:`results_of` the formula in fp64 (``exact``) and in the type of x (``peer``)."""
+
+    exact: dict[str, Tensor]
+    peer: dict[str, Tensor]
+
+
+def run_oracle(block: SMLPBlock, x: Tensor, dy: Tensor) -> Oracle:
+    """The formula from the same, already rounded x, parameters and dy."""
+
+    def by_formula(block: SMLPBlock, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+        targets = gradient_targets(block, x.detach().requires_grad_())
+        return results_of(lambda x: formula(x, *block.weights()), targets, dy)
+
+    exact = by_formula(copy.deepcopy(block).double(), x.double(), dy.double())
+    return Oracle(exact, by_formula(block, x, dy))
 
 
 def check(
-    provider: Provider,
-    call: Call,
-    block: SMLPBlock,
-    x: Tensor,
-    grad_output: Tensor,
-    oracle: Oracle,
-    dtype: str,
-    *,
-    backward: bool = True,
+    provider: Provider, results: dict[str, Tensor], oracle: Oracle, dtype: str
 ) -> dict[str, float]:
-    """Relative errors of a pass; raises unless every result is equal to rounding.
-
-    Args:
-        provider: whose name goes into the error.
-        call: what the provider built from ``block``.
-        block: the parameters that are differentiated.
-        x: ``[B, C, H, W]``, requiring a gradient if ``backward``.
-        grad_output: dy, like y.
-        oracle: from :func:`run_oracle` with the same x and dy.
-        dtype: a name in :data:`ERROR_BOUNDS`.
-        backward: check a training pass, output and gradients, instead of inference. A compiled
-            provider has a graph of its own for each, so neither is run unless asked for.
+    """Relative errors of :func:`results_of` a provider; raises unless all are equal to rounding.
 
     Raises:
         WrongResultError: naming the provider, the tensor and its error.
     """
-    with torch.set_grad_enabled(backward):
-        output = call(x)
-    results = [("output", output, oracle.output, oracle.peer)]
-    if backward:
-        targets = gradient_targets(block, x)
-        gradients = torch.autograd.grad(output, list(targets.values()), grad_output)
-        results += [
-            (name, gradient, oracle.gradients[name], oracle.peer_gradients[name])
-            for name, gradient in zip(targets, gradients, strict=True)
-        ]
-    errors = {}
-    bound = ERROR_BOUNDS[dtype]
-    sizes = (x.shape[0], block.height, block.width, block.channels)
-    for name, value, exact, peer in results:
-        label = name if name == "output" else f"d {name}"
-        error = errors[label] = relative_error(value, exact)
-        where = f"for x {list(x.shape)}"
+    errors, bound, eps = {}, ERROR_BOUNDS[dtype], PRECISIONS[dtype].eps
+    batch, channels, height, width = oracle.exact["output"].shape
+    where = f"for x {[batch, channels, height, width]}"
+    for name, value in results.items():
+        exact, peer = oracle.exact[name], oracle.peer[name]
+        error = errors[name] = relative_error(value, exact)
         if not error <= bound:  # written so that NaN fails
             raise WrongResultError(
-                f"{provider.name}: {label} is off by {error:.1e} (relative Frobenius norm, "
+                f"{provider.name}: {name} is off by {error:.1e} (relative Frobenius norm, "
                 f"{dtype} allows {bound:.0e}) {where}"
             )
-        eps, terms = PRECISIONS[dtype].eps, reduction(name, *sizes)
+        terms = reduction(name.removeprefix("d "), batch, height, width, channels)
         if problem := compare(value, exact, peer, eps=eps, reduction=terms).problem:
-            raise WrongResultError(f"{provider.name}: {label} is not {dtype}, {problem}, {where}")
+            raise WrongResultError(f"{provider.name}: {name} is not {dtype}, {problem}, {where}")
     return errors

@@ -15,14 +15,21 @@ both      forward + backward: y leaves the chip before   the sum
           the loss can return dy
 ========  =============================================  ==============================
 
-A floor is the larger of bytes / copy bandwidth and flops / matrix rate. Both rates are measured in
-the same run as whatever is compared with the floor (see :mod:`benchmarks.ceilings`).
+A floor is the larger of bytes / copy bandwidth and flops / matrix rate. Both rates are what this
+GPU reaches on a large copy and on large matrix products, measured in the same run as whatever is
+compared with the floor, never a datasheet's.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from benchmarks.shapes import DTYPES, Shape
 
+COPY_BYTES = 2 << 30  # far beyond any L2
+GEMM_SIZE = 8192  # 1.1 TFLOP: over a millisecond, so launch and tail effects vanish
 PASSES = ("inference", "fwd", "bwd", "fwd+bwd")
 
 
@@ -54,22 +61,6 @@ class Ceilings:
         return self.gemm_flops_per_s[dtype]
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Microseconds below which a pass cannot fall, and what they are made of."""
-
-    memory_us: float
-    matrix_us: float
-
-    @property
-    def us(self) -> float:
-        return max(self.memory_us, self.matrix_us)
-
-    @property
-    def bound(self) -> str:
-        return "memory" if self.memory_us >= self.matrix_us else "matrix"
-
-
 def weight_elements(shape: Shape) -> int:
     """Elements of proj_h, proj_w and fuse together, biases included."""
     height, width, channels = shape.height, shape.width, shape.channels
@@ -88,18 +79,12 @@ def flops(shape: Shape, pass_: str) -> int:
     return 2 * shape.elements * per_element * {"inference": 1, "fwd": 1, "bwd": 2}[_single(pass_)]
 
 
-def floor(shape: Shape, pass_: str, dtype: str, ceilings: Ceilings) -> Floor:
-    """The floor of ``inference``, ``fwd`` or ``bwd``."""
-    return Floor(
-        1e6 * io_bytes(shape, pass_, dtype) / ceilings.copy_bytes_per_s,
-        1e6 * flops(shape, pass_) / ceilings.matrix_rate(dtype),
-    )
-
-
 def floor_us(shape: Shape, pass_: str, dtype: str, ceilings: Ceilings) -> float:
     """The floor of any of :data:`PASSES` in microseconds; ``fwd+bwd`` is one after the other."""
-    parts = ("fwd", "bwd") if pass_ == "fwd+bwd" else (pass_,)
-    return sum(floor(shape, part, dtype, ceilings).us for part in parts)
+    if pass_ == "fwd+bwd":
+        return sum(floor_us(shape, part, dtype, ceilings) for part in ("fwd", "bwd"))
+    memory = io_bytes(shape, pass_, dtype) / ceilings.copy_bytes_per_s
+    return 1e6 * max(memory, flops(shape, pass_) / ceilings.matrix_rate(dtype))
 
 
 def itemsize(dtype: str) -> int:
@@ -113,3 +98,66 @@ def _single(pass_: str) -> str:
     if pass_ not in PASSES or pass_ == "fwd+bwd":
         raise ValueError(f"pass_: expected inference, fwd or bwd, got {pass_!r}")
     return pass_
+
+
+@contextmanager
+def matmul_precision(dtype: str) -> Iterator[None]:
+    """Let float32 products use TF32 when ``dtype`` is ``"tf32"``, IEEE arithmetic otherwise.
+
+    Sets torch's float32 matmul precision and cuDNN's switch for convolutions; puts both back.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def measure_ceilings(dtypes: tuple[str, ...] = tuple(DTYPES), device: str = "cuda") -> Ceilings:
+    """Median copy bandwidth and matrix rate of ``device`` on random data.
+
+    Raises:
+        RuntimeError: without a GPU, since a floor of another machine would mean nothing.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("ceilings: an NVIDIA GPU is needed, torch.cuda.is_available() is False")
+    with torch.cuda.device(device):
+        rates = {dtype: _gemm_flops_per_s(dtype, device) for dtype in dtypes}
+        return Ceilings(_copy_bytes_per_s(device), rates, torch.cuda.get_device_name(device))
+
+
+def _copy_bytes_per_s(device: str) -> float:
+    source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / _median_seconds(lambda: target.copy_(source))
+
+
+def _gemm_flops_per_s(dtype: str, device: str) -> float:
+    # IEEE float32 runs on the ordinary cores, some 15 times slower: a smaller product will do
+    size = GEMM_SIZE // 2 if dtype == "fp32" else GEMM_SIZE
+    a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    out = torch.empty_like(a)
+    with matmul_precision(dtype):
+        return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b, out=out))
+
+
+def _median_seconds(call: Callable[[], object]) -> float:
+    from triton.testing import do_bench  # needs a driver when used, so never at import
+
+    return do_bench(call, warmup=50, rep=200, return_mode="median") / 1e3
+
+
+def describe(ceilings: Ceilings) -> str:
+    """The ceilings in one line, for the head of every table."""
+    rates = ", ".join(
+        f"{dtype} {rate / 1e12:.0f} TFLOP/s" for dtype, rate in ceilings.gemm_flops_per_s.items()
+    )
+    return (
+        f"ceilings measured on {ceilings.device}: "
+        f"copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s, products {rates}"
+    )

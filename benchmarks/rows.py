@@ -1,70 +1,54 @@
 """What is written down about one benchmark: a flat mapping, the same in every JSON and table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import providers
+from benchmarks.providers import Provider
 from benchmarks.roofline import Ceilings, floor_us
-from benchmarks.shapes import Shape
-from benchmarks.summary import best_torch, speedups
 from benchmarks.workbench import GpuTime, Workbench
 
 
-@dataclass(frozen=True)
-class Case:
-    """One benchmark."""
-
-    shape: Shape
-    dtype: str
-    layout: str
-    pass_: str
-    provider: providers.Provider
-
-    @property
-    def group(self) -> str:
-        return f"{self.pass_} {self.shape} {self.dtype} {self.layout}"
-
-    def __str__(self) -> str:
-        parts = (self.shape.name, self.dtype, self.layout, self.pass_, self.provider.name)
-        return "-".join(parts)
-
-
 def make_row(
-    case: Case, bench: Workbench, measured: dict[str, GpuTime], ceilings: Ceilings | None
+    bench: Workbench,
+    pass_: str,
+    provider: Provider,
+    measured: Mapping[str, GpuTime],
+    ceilings: Ceilings | None,
 ) -> dict[str, Any]:
-    """Identity, GPU time with share of the floor and ratios, errors and compilation of a case."""
-    shape = case.shape
-    return {
-        "group": case.group,
-        "provider": case.provider.name,
-        "pass": case.pass_,
+    """Identity, GPU time with share of the floor and ratios, errors and compilation.
+
+    Args:
+        bench: of the shape, dtype and layout.
+        pass_: a name in :data:`benchmarks.roofline.PASSES`.
+        provider: whose row it is.
+        measured: GPU times of all providers of the group; empty without a GPU.
+        ceilings: of this GPU; None without one.
+    """
+    shape = bench.shape
+    row = {
+        "group": f"{pass_} {shape} {bench.dtype} {bench.layout}",
+        "provider": provider.name,
+        "pass": pass_,
         "shape": shape.name,
         "size": [shape.batch, shape.channels, shape.height, shape.width],
-        "dtype": case.dtype,
-        "layout": case.layout,
-        **_device_numbers(case, measured, ceilings),
-        "errors": _of(case.provider, bench.errors),
-        "compile_seconds": _of(case.provider, bench.compile_seconds),
+        "dtype": bench.dtype,
+        "layout": bench.layout,
+        "errors": _of(provider, bench.errors),
+        "compile_seconds": _of(provider, bench.compile_seconds),
     }
-
-
-def _device_numbers(
-    case: Case, measured: dict[str, GpuTime], ceilings: Ceilings | None
-) -> dict[str, Any]:
-    """Numbers that take a GPU; nothing without one."""
-    mine = measured.get(case.provider.name)
+    mine = measured.get(provider.name)
     if mine is None or ceilings is None:
-        return {}
-    floor = floor_us(case.shape, case.pass_, case.dtype, ceilings)
+        return row
+    floor = floor_us(shape, pass_, bench.dtype, ceilings)
     return {
+        **row,
         "gpu_us": mine.us,
         "gpu_event_us": mine.event_us,
         "gpu_method": mine.method,
         "noise": None if mine.again_us is None else mine.again_us / mine.us - 1,
         "floor_us": floor,
         "share_of_floor": floor / mine.us,
-        **_ratios({name: time.us for name, time in measured.items()}, case.provider.name),
+        **_ratios({name: time.us for name, time in measured.items()}, provider.name),
     }
 
 
@@ -77,15 +61,22 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(all_us: dict[str, float], name: str) -> dict[str, Any]:
+def best_torch(gpu_us: Mapping[str, float]) -> tuple[str, float] | None:
+    """The fastest provider that is plain torch, with its time; None if none was measured."""
+    of_torch = {name: us for name, us in gpu_us.items() if name != "fused"}
+    return min(of_torch.items(), key=lambda item: item[1], default=None)
+
+
+def _ratios(all_us: Mapping[str, float], name: str) -> dict[str, Any]:
+    """How many times longer the best of torch takes than ``name``, and each of the others."""
     best = best_torch(all_us)
     return {
         "over_best_torch": best[1] / all_us[name] if best else None,
-        "speedup_over": speedups(all_us, name),
+        "speedup_over": {other: us / all_us[name] for other, us in all_us.items() if other != name},
     }
 
 
-def _of(provider: providers.Provider, by_stage: dict[str, Any]) -> dict[str, Any]:
+def _of(provider: Provider, by_stage: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of one provider, by stage (``inference``, ``training``)."""
     own = f"{provider.name} "
     return {key.removeprefix(own): value for key, value in by_stage.items() if key.startswith(own)}

@@ -4,7 +4,7 @@
 #     benchmarks/sanitize.sh [memcheck|racecheck|initcheck|synccheck ...]
 #
 # Needs an NVIDIA GPU and compute-sanitizer (part of the CUDA toolkit). Takes tens of minutes; the
-# GPU report runs memcheck over one block only. PYTHON=python3 uses another Python than .venv's.
+# GPU day runs memcheck over one block only. PYTHON=python3 uses another Python than .venv's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -24,7 +24,7 @@ tests=(-m pytest -q -x -p no:cacheprovider tests/smlp_kernels/test_mix.py
 # Nothing but our kernels and torch's elementwise ones, and memory that is not filled beforehand:
 # the tests fill theirs with NaN, after which initcheck takes all of it for written, and racecheck
 # would report on matrix products that are not ours.
-block=(-m benchmarks.children compile)
+block=(-m benchmarks.standalone compile)
 shapes=(rehearsal-7 rehearsal-8x32 rehearsal-14)
 
 status=0

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.ceilings import matmul_precision
-from benchmarks.providers import Call, Provider, check, gradient_targets, run_oracle
-from benchmarks.roofline import PASSES
+from benchmarks.providers import Call, Provider, check, gradient_targets, results_of, run_oracle
+from benchmarks.roofline import PASSES, matmul_precision
 from benchmarks.shapes import DTYPES, LAYOUTS, Shape
 from smlp import SMLPBlock
 
@@ -86,7 +85,6 @@ class Workbench:
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._stream = torch.cuda.Stream() if self.device == "cuda" else None
         self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._calls: dict[str, Call] = {}
         self._failures: dict[str, Exception] = {}
@@ -98,15 +96,6 @@ class Workbench:
         self.block.to(device=self.device, dtype=DTYPES[self.dtype])
         self._oracle: Any = None
         self.measured: dict[str, dict[str, GpuTime]] = {}  # by pass
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Run on the bench's own stream (a graph cannot be captured on the default one)."""
-        with ExitStack() as stack:
-            stack.enter_context(matmul_precision(self.dtype))
-            if self._stream is not None:
-                stack.enter_context(torch.cuda.stream(self._stream))
-            yield
 
     def close(self) -> None:
         """Free the tensors and what was compiled for this shape."""
@@ -169,16 +158,9 @@ class Workbench:
         start = time.perf_counter()
         with self.budget.charge(provider):
             call = self._calls.get(provider.name) or provider.build(self.block)
-            self.errors[stage] = check(
-                provider,
-                call,
-                self.block,
-                x,
-                grad_output,
-                self._oracle,
-                self.dtype,
-                backward=backward,
-            )
+            targets = gradient_targets(self.block, x)
+            results = results_of(call, targets, grad_output, backward=backward)
+        self.errors[stage] = check(provider, results, self._oracle, self.dtype)
         self._calls[provider.name] = call
         if provider.compiled:
             self.compile_seconds[stage] = time.perf_counter() - start
@@ -276,3 +258,19 @@ def _inference(call: Call, x: Tensor, _: Tensor) -> Callable[[], Any]:
 
 def _forward(call: Call, x: Tensor, _: Tensor) -> Callable[[], Any]:
     return lambda: call(x)
+
+
+@contextmanager
+def open_workbench(
+    shape: Shape, dtype: str, layout: str, budget: CompileBudget | None = None
+) -> Iterator[Workbench]:
+    """A workbench, with its arithmetic and its stream as the current ones inside."""
+    bench = Workbench(shape, dtype, layout, budget or CompileBudget(math.inf))
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(matmul_precision(dtype))
+            if bench.device == "cuda":  # a graph cannot be captured on the default stream
+                stack.enter_context(torch.cuda.stream(torch.cuda.Stream()))
+            yield bench
+    finally:
+        bench.close()

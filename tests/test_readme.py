@@ -58,7 +58,7 @@ def test_swapping_takes_ten_lines() -> None:
 
 def test_commands_exist() -> None:
     targets = set(re.findall(r"\bmake ([a-z-]+)\b", " ".join(re.findall(r"[`\n]make .*", ALL))))
-    assert {"demo", "test", "lint", "gpu-report"} <= targets
+    assert {"demo", "test", "lint", "gpu-day"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, re.M), f"make {target}"
     modules = set(re.findall(r"python -m ([a-z_.]+)", ALL))

@@ -31,7 +31,6 @@ def test_facts_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     facts = environment.describe()
     assert facts["torch"] == torch.__version__ and "gpu" not in facts
-    assert environment.device_name().startswith("cpu-")
 
 
 def test_nvidia_smi_answers_by_field_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_rows_of_every_usable_provider_and_reasons_for_the_others(
     monkeypatch.setattr(Workbench, "gpu_times", gpu_times)
     monkeypatch.setattr(Workbench, "close", lambda self: closed.append(self.shape))
     passes = ("inference", "fwd+bwd")
-    result = timed("stage", SHAPE, passes, ["all"], dtype="fp32").run(_context())
+    result = timed(SHAPE, passes, ["all"], dtype="fp32").run(_context())
     assert [(row["provider"], row["pass"], row["gpu_us"]) for row in result["rows"]] == [
         (name, pass_, us) for pass_ in passes for name, us in invented.items()
     ]
@@ -52,7 +52,7 @@ def test_rows_of_every_usable_provider_and_reasons_for_the_others(
         for pass_ in passes
     }
     assert closed == [SHAPE]
-    result = timed("stage", SHAPE, ("inference",), ["eager_nhwc"], "fp32", "nchw").run(_context())
+    result = timed(SHAPE, ("inference",), ["eager_nhwc"], "fp32", "nchw").run(_context())
     assert result == {"rows": [], "failures": {}}
 
 
@@ -66,26 +66,26 @@ def test_rows_of_a_stage_that_is_cut_off_are_kept(
 
     monkeypatch.setattr(Workbench, "gpu_times", gpu_times)
     monkeypatch.setattr(Workbench, "close", lambda self: None)
-    stage = timed("stage", SHAPE, ("inference", "fwd+bwd"), ["eager_nhwc"], dtype="fp32")
+    stage = timed(SHAPE, ("inference", "fwd+bwd"), ["eager_nhwc"], dtype="fp32")
     recorder = Recorder(tmp_path)
     said: list[str] = []
     recorder.run([replace(stage, needs_gpu=False)], _context(), said.append)
-    assert recorder.entries["stage"]["status"] == "unfinished"
+    assert recorder.entries[stage.name]["status"] == "unfinished"
     assert [(row["pass"], row["gpu_us"]) for row in recorder.rows()] == [("inference", 10.0)]
     assert "  it had: 1 rows, failures {}" in said
-    assert not recorder.measured("stage")  # so the next call measures it again
+    assert not recorder.measured(stage.name)  # so the next call measures it again
 
 
 def test_without_ceilings_nothing_is_timed() -> None:
     with pytest.raises(SkippedError, match="no ceilings"):
-        timed("stage", SHAPE, ("fwd",), ["all"]).run(_context(ceilings=None))
+        timed(SHAPE, ("fwd",), ["all"]).run(_context(ceilings=None))
 
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hand-written provider in the fused block's place: bf16 needs a GPU there."""
     stand_in = providers.Provider("fused", providers._handwritten)
     monkeypatch.setitem(providers.PROVIDERS, "fused", stand_in)
-    monkeypatch.setattr(workbench, "check", lambda *_, **__: {})
+    monkeypatch.setattr(workbench, "check", lambda *_: {})
 
 
 def test_memory_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,3 +130,12 @@ def test_chunks_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     floor = floor_us(SHAPE, "inference", "bf16", CEILINGS)
     share = found["16 MiB"]["inference"]["share_of_floor"]
     assert share == pytest.approx(floor / 20)
+
+
+def test_products_of_a_chunk() -> None:
+    flops, calls = measure_block.products_of(Shape("small", 2, 6, 5, 4), "cpu")
+    assert flops == 2 * (2 * 5 * 4) * 6 * 3 * 6
+    y = calls["y"]()
+    assert y.shape == (2 * 5 * 4, 6) and bool(torch.isfinite(y).all())
+    assert calls["G"]().shape == (2 * 5 * 4, 3 * 6)
+    assert calls["dF"]() is None

@@ -16,7 +16,6 @@ from benchmarks.measure_process import (
     first_call,
     gpu_tests,
     memory_checker,
-    over_ideal,
     read_junit,
     read_ncu,
     run_child,
@@ -67,7 +66,6 @@ def test_ncu_counters_per_call() -> None:
         "written": 4000 / NCU_CALLS,
         "kernels_per_call": 2 / NCU_CALLS,
     }
-    assert over_ideal(found, 1000)["over_ideal"] == pytest.approx(12000 / NCU_CALLS / 1000)
     with pytest.raises(RuntimeError, match="no DRAM counters"):
         read_ncu("==PROF== nothing")
 
@@ -85,6 +83,7 @@ def test_ncu_over_the_bytes_of_the_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     found = dram_bytes(shape).run(_context())
     weights = 2 * (4 * 4 + 4) + 128 * 3 * 128 + 128
     assert found["ideal"] == 2 * (2 * 128 * 128 * 16 + weights)
+    assert found["over_ideal"] == pytest.approx(12000 / NCU_CALLS / found["ideal"])
     failed = _answer("==ERROR== ERR_NVGPUCTRPERM\n", status=1)
     monkeypatch.setattr(measure_process, "run_child", failed)
     with pytest.raises(SkippedError, match="ncu ended with 1: ==ERROR== ERR_NVGPUCTRPERM"):
@@ -170,18 +169,22 @@ def _pytest(monkeypatch: pytest.MonkeyPatch, reports: dict[str, str]) -> list[li
     return commands
 
 
-def test_large_tests_run_first_and_alone_and_a_skip_there_is_told(
+def test_the_forward_is_tested_first_and_large_tests_alone_and_a_skip_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     large = """<testsuite><testcase classname="g" name="test_big">
     <skipped message="needs 30 GiB"/></testcase></testsuite>"""
-    commands = _pytest(monkeypatch, {"gpu and large": large, "gpu and not large": JUNIT})
+    good = '<testsuite><testcase classname="f" name="test_forward"/></testsuite>'
+    reports = {"not large": good, "gpu and large": large, "gpu and not large": JUNIT}
+    commands = _pytest(monkeypatch, reports)
     found = gpu_tests(_context())
-    first, second = commands
-    assert "gpu and large" in first and "-n" not in first
-    assert "gpu and not large" in second and second[second.index("-n") + 1] == "8"
+    first, second, third = commands
+    assert "tests/smlp_kernels/test_mix.py" in first and first[first.index("-n") + 1] == "8"
+    assert "gpu and large" in second and "tests" in second and "-n" not in second
+    assert "gpu and not large" in third and third[third.index("-n") + 1] == "8"
+    assert "--deselect=tests/smlp_kernels/test_mix.py" in third  # they ran before
     assert found == {
-        "passed": 1,
+        "passed": 2,
         "skipped": 2,
         "failures": {"tests.test_mix::test_bad": "1 != 2"},
         "skips": {"g::test_big": "needs 30 GiB", "tests.test_mix::test_away": "two GPUs"},
@@ -194,9 +197,9 @@ def test_large_tests_run_first_and_alone_and_a_skip_there_is_told(
     (verdict,) = (
         one
         for one in targets.verdicts([], lambda name: found if "tests" in name else None)
-        if "tests" in one.target.name
+        if "tests" in one.name
     )
-    assert verdict.remark == "1 passed, 2 skipped; NOT RUN: g::test_big, tests.test_mix::test_away"
+    assert verdict.remark == "2 passed, 2 skipped; NOT RUN: g::test_big, tests.test_mix::test_away"
 
 
 def test_the_tests_marked_large_are_those_beyond_31_bits() -> None:
@@ -214,8 +217,7 @@ def test_a_test_file_that_cannot_be_imported_does_not_stop_the_others(
         "import pytest\npytestmark = [pytest.mark.gpu, pytest.mark.large]\ndef test(): pass\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu\n  large\n")
-    monkeypatch.setattr(measure_process, "TESTS", (str(tmp_path),))
-    found = measure_process._run_tests(_context(), "gpu and large", 0)
+    found = measure_process._run_tests(_context(), "gpu and large", 0, [str(tmp_path)])
     assert found["passed"] == 1
     (message,) = found["failures"].values()
     assert "collection failure" in message
@@ -237,5 +239,5 @@ def test_tests_that_are_cut_off_tell_how_far_they_came(
     recorder.run([tests], _context(), said.append)
     entry = recorder.entries["tests on the GPU"]
     assert entry["status"] == "unfinished" and "took too long" in entry["reason"]
-    assert entry["so_far"]["cut off"] == {"gpu and large": {"PASSED": 2, "FAILED": 1}}
+    assert entry["so_far"]["cut off"] == {"not large": {"PASSED": 2, "FAILED": 1}}
     assert any('"PASSED": 2' in line for line in said)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.plot import NothingMeasuredError, load, markdown, write
+from benchmarks.plot import write
+from benchmarks.report import NothingMeasuredError, load, tables
 
 FLOOR_US = {"tiny-56": 40.0, "base-14": 30.0}
 TIMES = {  # microseconds
@@ -37,29 +38,43 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+def cells(lines: list[str], start: str) -> list[str]:
+    (line,) = (line for line in lines if line.startswith(f"| {start}"))
+    return [text.strip() for text in line.split("|")[1:-1]]
+
+
 def test_table(source: Path) -> None:
-    text = markdown(load(source), "a command")
-    lines = text.splitlines()
-    assert "Measured by `a command`; commit abc; ceilings measured on invented" in lines[0]
-    table = [line for line in lines if line.startswith(("| tiny", "| base"))]
-    assert table == [
-        "| tiny-56 [1, 2, 3, 4] | 40.0 | 80.0 | 50% | 200.0 (compiled) | 2.50x |",
-        "| base-14 [1, 2, 3, 4] | 30.0 | 120.0 | 25% | 120.0 (eager_nchw) | 1.00x |",
+    report = load(source)
+    assert "`a command`: commit abc; ceilings measured on invented" in report.source("a command")
+    lines = tables(report.series())
+    assert lines[0] == "**fwd, bf16, channels_last** (GPU microseconds)"
+    assert len({len(line) for line in lines if line.startswith("|")}) == 1  # columns line up
+    head = ["[B, C, H, W]", "eager_nchw", "compiled", "fused", "floor"]
+    assert cells(lines, "[B")[:5] == head
+    assert [cells(lines, name) for name in ("tiny", "base")] == [
+        ["tiny-56 [1, 2, 3, 4]", *["400.0", "200.0", "80.0", "40.0", "50%"], "2.50x (compiled)"],
+        ["base-14 [1, 2, 3, 4]", *["120.0", "150.0", "120.0", "30.0", "25%"], "1.00x (eager_nchw)"],
     ]
     # sqrt(0.5 * 0.25) = 0.354, sqrt(2.5 * 1) = 1.58
-    assert "share of floor 35% (worst 25%), over best torch 1.58x (worst 1.00x)" in text
+    assert cells(lines, "geometric")[-2:] == ["35%, 25%", "1.58x, 1.00x"]
 
 
-def test_missing_providers_leave_dashes(source: Path) -> None:
-    run = load(source)
-    run.rows[:] = [row for row in run.rows if row["provider"] != "fused"]
-    assert "| 40.0 | - | - | 200.0 (compiled) | - |" in markdown(run, "a command")
-    run.rows[:] = [_row("tiny-56", "fused", 80.0)]
-    assert "| 40.0 | 80.0 | 50% | - | - |" in markdown(run, "a command")
+def test_only_columns_that_hold_something(source: Path) -> None:
+    report = load(source)
+    report.rows[:] = [row for row in report.rows if row["provider"] != "fused"]
+    lines = tables(report.series())
+    assert cells(lines, "[B") == ["[B, C, H, W]", "eager_nchw", "compiled", "floor"]
+    assert not any("geometric" in line for line in lines)
+    report.rows[:] = [_row("tiny-56", "fused", 80.0) | {"noise": -0.012}]
+    lines = tables(report.series())
+    assert cells(lines, "tiny") == ["tiny-56 [1, 2, 3, 4]", "80.0", "40.0", "50%"]
+    assert lines[0].endswith("(GPU microseconds; measured twice, one provider differs by 1.2%)")
+    report.rows.append(_row("base-14", "eager_nchw", 9.0))
+    assert cells(tables(report.series()), "base")[1:] == ["9.0", "-", "30.0", "-"]
 
 
 def test_both_files_are_written(source: Path, tmp_path: Path) -> None:
-    picture, table = write(source, tmp_path / "out", "a command")
+    picture, table = write(source, tmp_path / "out")
     assert picture.read_bytes().startswith(b"\x89PNG") and table.read_text().startswith("Measured")
 
 
@@ -73,5 +88,5 @@ def test_a_rehearsal_is_refused(source: Path) -> None:
 def test_foreign_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match="expected a JSON of pytest benchmarks or of gpu_report"):
+    with pytest.raises(ValueError, match="expected the JSON of pytest benchmarks"):
         load(path)

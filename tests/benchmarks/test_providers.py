@@ -7,6 +7,8 @@ from benchmarks.providers import (
     PROVIDERS,
     WrongResultError,
     check,
+    gradient_targets,
+    results_of,
     run_oracle,
     select,
 )
@@ -29,10 +31,10 @@ def _case(layout: str, fuse_bias: bool = True):
 def test_agrees_with_the_oracle(provider, layout: str, fuse_bias: bool) -> None:
     block, x, grad_output = _case(layout, fuse_bias)
     oracle = run_oracle(block, x, grad_output)
-    errors = check(provider, provider.build(block), block, x, grad_output, oracle, "fp32")
-    inference = check(
-        provider, provider.build(block), block, x, grad_output, oracle, "fp32", backward=False
-    )
+    call, targets = provider.build(block), gradient_targets(block, x)
+    errors = check(provider, results_of(call, targets, grad_output), oracle, "fp32")
+    results = results_of(call, targets, grad_output, backward=False)
+    inference = check(provider, results, oracle, "fp32")
     assert set(inference) == {"output"}
     assert set(errors) == {"output", "d x"} | {f"d {name}" for name, _ in block.named_parameters()}
 
@@ -44,8 +46,9 @@ def test_a_swapped_axis_is_caught() -> None:
     wrong.load_state_dict(block.state_dict())
     with torch.no_grad():
         wrong.fuse.weight[:, :12] = wrong.fuse.weight[:, :12].roll(6, dims=1)
+    results = results_of(wrong, {"x": x}, grad_output, backward=False)
     with pytest.raises(WrongResultError, match="eager_nchw: output is off by"):
-        check(PROVIDERS["eager_nchw"], wrong, block, x, grad_output, oracle, "fp32", backward=False)
+        check(PROVIDERS["eager_nchw"], results, oracle, "fp32")
 
 
 def test_a_wrong_gradient_is_caught_although_the_output_is_right() -> None:
@@ -56,24 +59,17 @@ def test_a_wrong_gradient_is_caught_although_the_output_is_right() -> None:
         nothing = x - x.detach()  # zero, but its gradient is not
         return block(x) + nothing
 
+    results = results_of(wrong, gradient_targets(block, x), grad_output)
     with pytest.raises(WrongResultError, match="eager_nchw: d x is off by"):
-        check(PROVIDERS["eager_nchw"], wrong, block, x, grad_output, oracle, "fp32")
+        check(PROVIDERS["eager_nchw"], results, oracle, "fp32")
 
 
 def test_nan_is_caught() -> None:
     block, x, grad_output = _case("nchw")
     oracle = run_oracle(block, x, grad_output)
+    results = results_of(lambda x: block(x) * float("nan"), {"x": x}, grad_output, backward=False)
     with pytest.raises(WrongResultError, match="off by nan"):
-        check(
-            PROVIDERS["eager_nchw"],
-            lambda x: block(x) * float("nan"),
-            block,
-            x,
-            grad_output,
-            oracle,
-            "fp32",
-            backward=False,
-        )
+        check(PROVIDERS["eager_nchw"], results, oracle, "fp32")
 
 
 def test_a_small_error_that_rounding_does_not_explain_is_caught() -> None:
@@ -83,8 +79,9 @@ def test_a_small_error_that_rounding_does_not_explain_is_caught() -> None:
     def wrong(x: torch.Tensor) -> torch.Tensor:
         return block(x) * (1 + 4e-6)  # two fifths of what an arithmetic of this type may be off by
 
+    results = results_of(wrong, {"x": x}, grad_output, backward=False)
     with pytest.raises(WrongResultError, match="eager_nchw: output is not fp32, largest error"):
-        check(PROVIDERS["eager_nchw"], wrong, block, x, grad_output, oracle, "fp32", backward=False)
+        check(PROVIDERS["eager_nchw"], results, oracle, "fp32")
 
 
 def test_selection() -> None:
@@ -112,6 +109,7 @@ def test_the_oracle_records_gradients_also_where_the_caller_does_not() -> None:
     expected = run_oracle(block, x, torch.ones_like(x))
     with torch.no_grad():
         actual = run_oracle(block, x, torch.ones_like(x))
-    assert set(actual.gradients) == {"x", *dict(block.named_parameters())}
-    for name, gradient in actual.gradients.items():
-        assert torch.equal(gradient, expected.gradients[name])
+    names = {"output", "d x", *(f"d {name}" for name, _ in block.named_parameters())}
+    for one, other in zip(actual, expected, strict=True):
+        assert set(one) == names
+        assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -6,8 +6,18 @@ multiply-adds are 23 GFLOP, 28 us.
 """
 
 import pytest
+import torch
 
-from benchmarks.roofline import Ceilings, floor, floor_us, flops, io_bytes, weight_elements
+from benchmarks.roofline import (
+    Ceilings,
+    describe,
+    floor_us,
+    flops,
+    io_bytes,
+    matmul_precision,
+    measure_ceilings,
+    weight_elements,
+)
 from benchmarks.shapes import BY_NAME, Shape
 
 H100 = Ceilings(3.0e12, {"bf16": 798e12}, "by hand")
@@ -33,13 +43,12 @@ BY_HAND = {
 def test_floor_table(name: str) -> None:
     megabytes, gflop, memory_us, matrix_us, forward_us, backward_us = BY_HAND[name]
     shape = BY_NAME[name]
-    forward = floor(shape, "fwd", "bf16", H100)
     assert shape.elements * 2 / 1e6 == pytest.approx(megabytes, abs=0.7)
     assert flops(shape, "fwd") / 1e9 == pytest.approx(gflop, abs=0.7)
-    assert forward.memory_us == pytest.approx(memory_us, abs=0.7)
-    assert forward.matrix_us == pytest.approx(matrix_us, abs=0.7)
-    assert forward.us == pytest.approx(forward_us, abs=0.7)
-    assert floor(shape, "bwd", "bf16", H100).us == pytest.approx(backward_us, abs=0.7)
+    assert 1e6 * io_bytes(shape, "fwd", "bf16") / 3.0e12 == pytest.approx(memory_us, abs=0.7)
+    assert 1e6 * flops(shape, "fwd") / 798e12 == pytest.approx(matrix_us, abs=0.7)
+    assert floor_us(shape, "fwd", "bf16", H100) == pytest.approx(forward_us, abs=0.7)
+    assert floor_us(shape, "bwd", "bf16", H100) == pytest.approx(backward_us, abs=0.7)
 
 
 def test_one_pixel_by_hand() -> None:
@@ -68,10 +77,38 @@ def test_forward_and_backward_add_up_and_inference_is_a_forward() -> None:
 def test_errors_name_the_argument() -> None:
     shape = BY_NAME["tiny-7"]
     with pytest.raises(ValueError, match=r"dtype: expected one that was measured \(bf16\)"):
-        floor(shape, "fwd", "tf32", H100)
+        floor_us(shape, "fwd", "tf32", H100)
     with pytest.raises(ValueError, match="dtype: expected one of bf16"):
         io_bytes(shape, "fwd", "int8")
     with pytest.raises(ValueError, match="pass_: expected inference, fwd or bwd, got 'sideways'"):
         floor_us(shape, "sideways", "bf16", H100)
     with pytest.raises(ValueError, match="copy_bytes_per_s: expected a positive rate"):
         Ceilings(0.0, {}, "none")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tf32"), [("tf32", "high", True), ("fp32", "highest", False)]
+)
+def test_precision_is_set_and_put_back(dtype: str, precision: str, tf32: bool) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with pytest.raises(KeyError), matmul_precision(dtype):
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.cudnn.allow_tf32 is tf32
+        raise KeyError
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(ValueError, match="dtype: expected one of bf16"), matmul_precision("int8"):
+        pass
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="ceilings: an NVIDIA GPU is needed"):
+        measure_ceilings()
+
+
+def test_one_line() -> None:
+    line = describe(Ceilings(4.31e12, {"bf16": 7.9e14, "fp32": 5e13}, "H"))
+    assert line.endswith("on H: copy 4.31 TB/s, products bf16 790 TFLOP/s, fp32 50 TFLOP/s")

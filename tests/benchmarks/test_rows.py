@@ -16,10 +16,9 @@ MEASURED = {"eager_nchw": GpuTime(60.0, 70.0, "graph", 63.0), "fused": GpuTime(2
 
 def _row(provider: str, monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    case = rows.Case(SHAPE, "bf16", "channels_last", "inference", PROVIDERS[provider])
     bench = Workbench(SHAPE, "bf16", "channels_last")
     bench.errors = {"fused inference": {"output": 1e-3}, "eager_nchw training": {"output": 2e-3}}
-    return rows.make_row(case, bench, MEASURED, CEILINGS)
+    return rows.make_row(bench, "inference", PROVIDERS[provider], MEASURED, CEILINGS)
 
 
 def test_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +34,7 @@ def test_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _row("eager_nchw", monkeypatch)["noise"] == pytest.approx(0.05)
 
 
-def test_rows_measured_apart_are_compared_anew() -> None:
+def test_rows_measured_apart_are_compared_again() -> None:
     fused = {"provider": "fused", "gpu_us": 20.0, "over_best_torch": 3.0}
     compiled = {"provider": "compiled", "gpu_us": 30.0}
     absent = {"provider": "handwritten"}
@@ -43,3 +42,9 @@ def test_rows_measured_apart_are_compared_anew() -> None:
     assert compared[0]["over_best_torch"] == pytest.approx(1.5)
     assert compared[1]["speedup_over"] == {"fused": pytest.approx(20 / 30)}
     assert compared[2] == absent
+
+
+def test_best_torch_leaves_the_fused_block_out() -> None:
+    times = {"eager_nchw": 300.0, "compiled": 150.0, "fused": 60.0}
+    assert rows.best_torch(times) == ("compiled", 150.0)
+    assert rows.best_torch({"fused": 1.0}) is None

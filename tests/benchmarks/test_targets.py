@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.shapes import GROWTH, STAGES
-from benchmarks.targets import Target, Verdict, lines, markdown, verdicts
+from benchmarks.targets import Target, table, verdicts
 
 
 def _row(shape: str, share: float, ratio: float, **other: object) -> dict:
@@ -16,15 +16,15 @@ def _nothing(_: str) -> None:
     return None
 
 
-def _named(judged: list[Verdict], start: str) -> Verdict:
-    (found,) = (one for one in judged if one.target.name.startswith(start))
+def _named(judged: list[Target], start: str) -> Target:
+    (found,) = (one for one in judged if one.name.startswith(start))
     return found
 
 
 def test_nothing_measured_is_no_verdict() -> None:
     judged = verdicts([], _nothing)
     assert {one.passed for one in judged} == {None}
-    assert len({one.target.name for one in judged}) == len(judged) == 22
+    assert len({one.name for one in judged}) == len(judged) == 22
 
 
 def test_means_and_worst_of_the_stages() -> None:
@@ -107,9 +107,12 @@ def test_no_test_that_ran_is_no_pass() -> None:
     assert _named(verdicts([], results.get), "tests on").passed is None
 
 
-def test_tables() -> None:
-    judged = [Target("speed", 1.5).judge(1.2, "slow"), Target("size", 0.5, True).judge(None)]
-    text = lines(judged)
-    assert text[1].split() == ["speed", ">=", "1.50x", "1.20x", "MISS", "slow"]
-    assert text[2].split()[:5] == ["size", "<=", "0.50x", "-", "-"]
-    assert markdown(judged)[2] == "| speed | >= 1.50x | 1.20x | MISS | slow |"
+def test_table() -> None:
+    judged = [Target("speed", 1.5, 1.2, "slow"), Target("size", 0.5, None, at_most=True)]
+    _, _, speed, size = table(judged)
+    assert [cell.strip() for cell in speed.split("|")[1:-1]] == [
+        *("speed", ">= 1.50x", "1.20x", "MISS", "slow")
+    ]
+    assert [cell.strip() for cell in size.split("|")[1:-1]] == [
+        *("size", "<= 0.50x", "-", "-", "not measured")
+    ]

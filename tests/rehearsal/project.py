@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 # those that do not take the tiles of a kernel apart
-GPU_TESTS = ("tests/smlp_kernels/test_gpu.py", "tests/smlp_kernels/test_mix.py::test_tf32_values")
+FIRST_TESTS = "tests/smlp_kernels/test_mix.py::test_tf32_values"
+GPU_TESTS = "tests/smlp_kernels/test_gpu.py"
 
 
 def functional(module: ModuleType) -> None:
@@ -94,9 +95,11 @@ CHANGES: dict[str, Callable[[ModuleType], None]] = {
     ),
     "benchmarks.shapes": shapes,
     "benchmarks.measure_network": measure_network,
-    "benchmarks.ceilings": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
+    "benchmarks.roofline": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
     "benchmarks.timing": constants(GRAPH_US=1.0, FLUSH_BYTES=1 << 10),
     "benchmarks.workbench": constants(MAX_INPUT_SETS=2),
     "benchmarks.recorder": recorder,
-    "benchmarks.measure_process": constants(TEST_WORKERS=1, TESTS=GPU_TESTS),
+    "benchmarks.measure_process": constants(
+        TEST_WORKERS=1, FIRST_TESTS=FIRST_TESTS, TESTS=GPU_TESTS
+    ),
 }

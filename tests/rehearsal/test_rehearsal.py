@@ -37,13 +37,12 @@ def run(*command: str, missing: Iterable[str] = (), status: int = 0) -> str:
     return child.stdout
 
 
-def test_gpu_report(tmp_path: Path) -> None:
+def test_gpu_day(tmp_path: Path) -> None:
     out = tmp_path / "report"
-    report = ("-m", "benchmarks.gpu_report", "--out", str(out), "--minutes", "60")
-    run(*report, "--part", "1")
-    printed = run(*report)  # part 2, in the same folder
+    day = ("-m", "benchmarks.gpu_day", "--out", str(out), "--minutes", "60")
+    assert "0 of " in run(*day).splitlines()[-1]  # is left
+    printed = run(*day)  # in the same folder
     assert ": measured before" in printed and "NOT performance results" not in printed
-    assert "0 of " in printed.splitlines()[-1]  # is left
 
     entries = json.loads((out / "results.json").read_text())["measurements"]
     results = {}
@@ -59,14 +58,15 @@ def test_gpu_report(tmp_path: Path) -> None:
     assert len(large) == 3  # which want more memory than there seems to be
     assert all("GiB of free GPU memory" in reason for reason in large)
 
-    rows = json.loads((out / "report.json").read_text())["rows"]
+    rows = [row for result in results.values() for row in result.get("rows", [])]
     providers = {row["provider"] for row in rows}
     assert providers == BESIDE_REFERENCE | COMPILED
     assert all(row["gpu_us"] > 0 and "CUDA graph" in row["gpu_method"] for row in rows)
     verdicts = (out / "report.md").read_text()
     assert "not measured" not in verdicts
+    assert "by the size of a chunk" in verdicts
     assert (out / "share_of_floor.png").read_bytes().startswith(b"\x89PNG")
-    assert "| geometric mean |" in run("-m", "benchmarks.readme_table", str(out))
+    assert (out / "readme.md").read_text().count("| geometric mean, worst ") == 2
 
 
 def test_benchmarks(tmp_path: Path) -> None:
@@ -75,6 +75,8 @@ def test_benchmarks(tmp_path: Path) -> None:
     command = ("-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={target}")
     printed = run(*command, *options, "-p", "no:cacheprovider")
     assert "ceilings measured on NVIDIA H100" in printed and "skipped" not in printed
+    assert printed.count("| geometric mean, worst ") == 4  # a table for each pass
+    assert printed.splitlines()[-1] == f"written: {target}"
     written = json.loads(target.read_text())
     assert written["is_performance"] and written["ceilings"]
     found: dict[str, list[dict[str, Any]]] = {}
@@ -130,13 +132,13 @@ def test_without_packages_that_a_gpu_machine_may_lack(tmp_path: Path) -> None:
 def test_make_runs_what_is_rehearsed() -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    command = ["make", "-n", "demo", "bench", "gpu-report", "PYTHON=python3", "VENV="]
+    command = ["make", "-n", "demo", "bench", "gpu-day", "PYTHON=python3", "VENV="]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for start in (
         "python3 -m examples.mnist --out ",
         "python3 -m pytest benchmarks --benchmark-only --benchmark-json=",
         "python3 -m benchmarks.plot ",
-        "python3 -m benchmarks.gpu_report --out ",
+        "python3 -m benchmarks.gpu_day --out ",
     ):
         assert any(line.startswith(start) for line in printed.splitlines()), start
 

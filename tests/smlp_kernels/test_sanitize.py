@@ -48,7 +48,7 @@ def test_every_tool_runs_and_a_finding_is_a_failure(checker: Path) -> None:
     ]
     for line in log:
         assert line.startswith("1 --tool ") and f"{sys.executable} -m" in line
-    named = {line.split()[-1] for line in log if "benchmarks.children" in line}
+    named = {line.split()[-1] for line in log if "benchmarks.standalone" in line}
     assert len(named) == 3 and named <= set(BY_NAME)
     for path in (word for line in log for word in line.split() if word.endswith(".py")):
         assert (ROOT / path).exists()

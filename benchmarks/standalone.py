@@ -1,8 +1,8 @@
-"""What the report runs in processes of their own: compiling, forwards to profile, a first call::
+"""What runs in a process that has just started: compiling, forwards to profile, a first call::
 
-python -m benchmarks.children compile small-56
-python -m benchmarks.children forward small-56 --calls 8
-python -m benchmarks.children first-call small-14
+python -m benchmarks.standalone compile small-56
+python -m benchmarks.standalone forward small-56 --calls 8
+python -m benchmarks.standalone first-call small-14
 """
 
 import argparse
@@ -30,10 +30,9 @@ def forward(shape: Shape, calls: int) -> None:
     import torch
 
     from benchmarks.providers import PROVIDERS
-    from benchmarks.workbench import Workbench
+    from benchmarks.workbench import open_workbench
 
-    bench = Workbench(shape, "bf16", "channels_last")
-    with bench.active():
+    with open_workbench(shape, "bf16", "channels_last") as bench:
         steps = bench.steps(PROVIDERS["fused"], "inference")
         kept = [None] * (len(steps) + 1)  # outputs go to different addresses as well
         for index in range(2 * len(steps)):
@@ -53,7 +52,7 @@ def compile_kernels(shape: Shape) -> None:
     """
     import torch
 
-    from benchmarks.ceilings import matmul_precision
+    from benchmarks.roofline import matmul_precision
     from smlp_kernels import FusedSMLPBlock
 
     size = (shape.batch, shape.channels, shape.height, shape.width)

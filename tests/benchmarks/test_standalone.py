@@ -7,14 +7,14 @@ import sys
 import pytest
 import torch
 
-from benchmarks import children
+from benchmarks import standalone
 from benchmarks.shapes import Shape
 
 TINY = Shape("tiny", 1, 4, 3, 3)
 
 
 def test_first_call_times_every_step() -> None:
-    seconds = children.first_call(TINY)
+    seconds = standalone.first_call(TINY)
     assert list(seconds) == [
         "import",
         "first forward",
@@ -38,7 +38,7 @@ def test_every_variant_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().forward(x)
 
     monkeypatch.setattr("smlp_kernels.FusedSMLPBlock", Block)
-    children.compile_kernels(TINY)
+    standalone.compile_kernels(TINY)
     assert seen == [
         (torch.bfloat16, False, "highest"),
         (torch.float32, False, "high"),
@@ -48,6 +48,6 @@ def test_every_variant_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_last_line_printed_is_json() -> None:
-    command = [sys.executable, "-m", "benchmarks.children", "first-call", "cifar-4"]
+    command = [sys.executable, "-m", "benchmarks.standalone", "first-call", "cifar-4"]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "first forward" in json.loads(child.stdout.splitlines()[-1])
