@@ -21,6 +21,7 @@ from benchmarks.report import markdown_table
 from benchmarks.roofline import matmul_precision
 from benchmarks.shapes import DTYPES, STAGES, Shape
 from smlp import SMLPBlock
+from smlp.files import write_atomically
 from smlp.testing import relative_error
 
 PAGE = ROOT / "docs" / "numerics.md"
@@ -165,9 +166,7 @@ def main() -> None:
     for row in rows(on_gpu):
         print(row.shape, row.dtype, *(f"{error:.1e}" for error in row.fused), flush=True)
         measured.append(row)
-    aside = page.with_name(f"{page.name}.part")
-    aside.write_text(f"{before}\n\n{table(measured, on_gpu)}\n\n{after}")
-    os.replace(aside, page)
+    write_atomically(page, f"{before}\n\n{table(measured, on_gpu)}\n\n{after}".encode())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ folder repeats only what is not ``measured`` yet.
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.roofline import Ceilings
+from smlp.files import write_atomically
 
 RESULTS = "results.json"
 LEAST_SECONDS = 5.0  # with less left than this nothing more is started
@@ -220,10 +220,8 @@ class Recorder:
         }
 
     def _save(self) -> None:
-        # written aside and renamed, so that a kill in between leaves the former file whole
-        aside = self.path.with_suffix(".json.part")
-        aside.write_text(json.dumps({"measurements": self.entries}, indent=1) + "\n")
-        os.replace(aside, self.path)
+        text = json.dumps({"measurements": self.entries}, indent=1) + "\n"
+        write_atomically(self.path, text.encode())
 
 
 def details(entry: dict[str, Any]) -> Iterator[str]:

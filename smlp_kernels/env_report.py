@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from smlp.testing import PRECISIONS
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.axis import axis_tile
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
@@ -27,12 +28,7 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-TYPES = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp64": torch.float64,
-}
+TYPES = {name: p.dtype for name, p in PRECISIONS.items() if p.products == "ieee"}
 
 
 def environment() -> list[tuple[str, str]]:

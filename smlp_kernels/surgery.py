@@ -1,4 +1,4 @@
-"""Swapping the fused block into a model and out again, and folding a model for inference."""
+"""``fuse_model`` and ``unfuse_model`` swap the blocks inside a model, in place."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""``warmup``: all kernels of a training step compiled before the first one, on all cores."""
+"""``warmup``: the kernels that a model launches, compiled before its first step, on all cores."""
 
 import contextvars
 import copy
@@ -189,7 +189,7 @@ def load(kernel: Any, device_of: Tensor) -> None:
 
 
 def calls_of(operation: Operation) -> list[Call]:
-    """The calls that :mod:`smlp_kernels.launch` makes for an operator, on the meta device."""
+    """What an operator launches for arguments such as it was given, on tensors without memory."""
     operator, (first, *_) = operation
     arch = launch.arch_of(first)
     arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from smlp.testing import PRECISIONS
 from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
 from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.kernels.mix import mix
@@ -35,13 +36,6 @@ STAGES = [
 SEED_DEMO = (224, 224, 3)
 LARGEST = (256, 256, 2048)  # of what the kernels take: every loop, the largest blocks
 OTHERS = [(1, 16, 64), (32, 128, 48), (8, 32, 192), (4, 4, 128), (7, 7, 2048), (256, 256, 16)]
-DTYPES = {
-    "bfloat16": (torch.bfloat16, "ieee"),
-    "float16": (torch.float16, "ieee"),
-    "tf32": (torch.float32, "tf32"),  # float32, its products on tensor cores
-    "float32": (torch.float32, "ieee"),
-    "float64": (torch.float64, "ieee"),
-}
 IN_FULL = (86, 90)  # a small and a large chip: all cases and all kernels on these
 MATRIX = ("HGMMA", "UTCHMMA", "HMMA", "DMMA")  # Hopper's and Blackwell's fast ones first
 BATCH = 128
@@ -54,14 +48,14 @@ class Case:
     height: int
     width: int
     channels: int
-    dtype: str  # of DTYPES
+    dtype: str  # of PRECISIONS
     channels_last: bool
     arch: int
 
     def calls(self) -> dict[str, Call]:
         """Every call of a training step of the block, on tensors without memory."""
-        dtype, precision = DTYPES[self.dtype]
-        torch.backends.cuda.matmul.fp32_precision = precision
+        dtype, products, _ = PRECISIONS[self.dtype]
+        torch.backends.cuda.matmul.fp32_precision = products
         h, w, c = self.height, self.width, self.channels
 
         def empty(*shape: int) -> torch.Tensor:
@@ -100,23 +94,23 @@ def shipped_cases(
     cases: list[Case] = []
     for arch in archs:
         large, small = STAGES[0], STAGES[3]
-        cases += [Case(*shape, "bfloat16", True, arch) for shape in (large, small)]
-        cases += [Case(*large, "tf32", True, arch), Case(*small, "float32", True, arch)]
+        cases += [Case(*shape, "bf16", True, arch) for shape in (large, small)]
+        cases += [Case(*large, "tf32", True, arch), Case(*small, "fp32", True, arch)]
         if quick:
             continue
         stages = STAGES if arch == 90 else STAGES[:4]
         others = OTHERS if arch in IN_FULL else []
-        cases += [Case(*shape, "bfloat16", True, arch) for shape in (*stages[1:3], *stages[4:])]
-        cases += [Case(*shape, "bfloat16", False, arch) for shape in STAGES[:4]]
-        cases += [Case(*large, name, True, arch) for name in ("float16", "float32", "float64")]
+        cases += [Case(*shape, "bf16", True, arch) for shape in (*stages[1:3], *stages[4:])]
+        cases += [Case(*shape, "bf16", False, arch) for shape in STAGES[:4]]
+        cases += [Case(*large, name, True, arch) for name in ("fp16", "fp32", "fp64")]
         cases += [Case(*large, "tf32", False, arch)]
         cases += [
             Case(*LARGEST, name, channels_last, arch)
-            for name in ("bfloat16", "tf32", "float32", "float64")
+            for name in ("bf16", "tf32", "fp32", "fp64")
             for channels_last in (True, False)
         ]
-        cases += [Case(*shape, "bfloat16", True, arch) for shape in others]
-        cases += [Case(*SEED_DEMO, "float32", False, arch)] if arch in IN_FULL else []
+        cases += [Case(*shape, "bf16", True, arch) for shape in others]
+        cases += [Case(*SEED_DEMO, "fp32", False, arch)] if arch in IN_FULL else []
     return cases
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from smlp.ablations import ABLATIONS
+from smlp.files import write_atomically
 from smlp.info import parts
-from smlp.train.checkpoint import write_atomically
 from smlp.train.config import SMLPNETS, TrainConfig
 from smlp.train.loop import train
 from smlp.train.models import MODEL, load_network

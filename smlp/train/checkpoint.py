@@ -1,9 +1,6 @@
 """Checkpoints: written so that a kill at any moment leaves a whole file, read back to the bit."""
 
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +17,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from smlp.checkpoint import reading
+from smlp.files import write_atomically
 from smlp.train.parallel import World
 
 # Sharded or not, a checkpoint holds whole tensors under plain names, so that it can continue with
 # another number of processes.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let every OSError name ``path``; those of writing and flushing name no file."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds either the old file or all of the new one.
-
-    Raises:
-        OSError: naming ``path``, if that fails; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    with naming(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smlp.train.checkpoint import naming, write_atomically
+from smlp.files import naming, write_atomically
 
 FILES = ("log.csv", "epochs.csv")  # steps, epochs
 STEP_COLUMNS = ("step", "epoch", "lr", "loss")

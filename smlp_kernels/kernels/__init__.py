@@ -1,1 +1,1 @@
-"""The Triton kernels, each with its plan, and the backward, which has PyTorch's products too."""
+"""The block's forward and backward: Triton kernels, each with its plan, and PyTorch's products."""

@@ -116,7 +116,7 @@ from pathlib import Path
 import os, smlp_kernels
 from tools.aot import compile_call
 from tools.aot_report import Case
-compile_call(Case(1, 1, 16, "float32", True, 80).calls()["forward, axes"], 80)
+compile_call(Case(1, 1, 16, "fp32", True, 80).calls()["forward, axes"], 80)
 folder = Path(os.environ["TRITON_CACHE_DIR"])
 print(len(list(folder.rglob("*.cubin"))), "compiled;", folder)
 """

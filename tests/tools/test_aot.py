@@ -59,9 +59,9 @@ def test_shipped(case: Case, rows: dict[Case, list[dict[str, Any]]]) -> None:
         assert not row["problems"], row
         if row["kernel"].endswith(("sums", "layout")):
             assert row["spills"] == 0 and not row["matrix"], row
-        elif case.dtype in ("bfloat16", "float16", "tf32"):
+        elif case.dtype in ("bf16", "fp16", "tf32"):
             assert row["matrix"], f"no tensor cores: {row}"
-        if case.dtype == "float32":
+        if case.dtype == "fp32":
             assert not row["matrix"], f"IEEE float32 is not computed on tensor cores: {row}"
 
 
@@ -70,7 +70,7 @@ def test_every_chip_and_type_is_covered() -> None:
     assert {case.arch for case in cases} == set(LIMIT_KIB) == set(SHARED_MEMORY)
     for arch in LIMIT_KIB:
         types = {case.dtype for case in cases if case.arch == arch}
-        assert types == {"bfloat16", "float16", "tf32", "float32", "float64"}
+        assert types == {"bf16", "fp16", "tf32", "fp32", "fp64"}
         assert {case.channels_last for case in cases if case.arch == arch} == {True, False}
 
 
@@ -129,7 +129,7 @@ def test_instructions_in_loops() -> None:
 
 
 ROW: dict[str, Any] = dict(
-    kernel="forward", height=14, width=12, channels=384, dtype="bfloat16", channels_last=True,
+    kernel="forward", height=14, width=12, channels=384, dtype="bf16", channels_last=True,
     arch=90, registers=248, spills=16, loop_spills=2, loop_stores=4, loop_loads=35,
     shared=88 * 1024, tensor_memory=0, serialized=False, matrix={"HGMMA": 6, "HMMA": 16},
     instructions=4000, warps=8, programs=768, problems=["2 local-memory instructions in loops"],
@@ -146,7 +146,7 @@ def test_markdown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert dict(zip(cells[0], cells[1], strict=True)) == {
         "chip": "sm_90",
         "block": "14x12 C 384",
-        "type": "bfloat16",
+        "type": "bf16",
         "layout": "NHWC",
         "kernel": "forward",
         "registers": "248",
