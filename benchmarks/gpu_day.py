@@ -28,11 +28,12 @@ from benchmarks import environment, measure_block, measure_process, plot, target
 from benchmarks.measure_block import timed
 from benchmarks.measure_network import network
 from benchmarks.recorder import RESULTS, Context, DeviceLostError, Measurement, Recorder, details
-from benchmarks.report import NOTHING, Report, markdown_table, readme_text, tables
+from benchmarks.report import NOTHING, Report, readme_text, tables
 from benchmarks.roofline import Ceilings, describe, measure_ceilings
 from benchmarks.rows import compare
 from benchmarks.shapes import DEMO, GROUPS, GROWTH, STAGES
 from benchmarks.standalone import VARIANTS
+from smlp.tables import markdown_table
 
 QUICK = ("eager_nchw", "eager_nhwc", "handwritten", "fused")
 COMPILED = ("compiled", "handwritten_compiled", "fused")

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benchmarks.environment import ROOT, describe
 from benchmarks.providers import gradient_targets, results_of, run_oracle
-from benchmarks.report import markdown_table
 from benchmarks.roofline import matmul_precision
 from benchmarks.shapes import DTYPES, STAGES, Shape
 from smlp import SMLPBlock
 from smlp.files import write_atomically
+from smlp.tables import markdown_table
 from smlp.testing import relative_error
 
 PAGE = ROOT / "docs" / "numerics.md"

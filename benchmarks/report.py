@@ -4,7 +4,7 @@ A table is Markdown whose columns line up, so that it reads well as plain text, 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
@@ -14,6 +14,7 @@ from benchmarks.providers import PROVIDERS
 from benchmarks.roofline import PASSES, Ceilings, describe
 from benchmarks.rows import best_torch
 from benchmarks.shapes import BY_NAME
+from smlp.tables import markdown_table
 
 COMMAND = "make gpu-day"
 NOTHING = f"Not yet measured on a GPU; `{COMMAND}` does that."
@@ -83,17 +84,6 @@ def by_shape(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, An
     for row in sorted(rows, key=lambda row: place(row["shape"])):
         found.setdefault(row["shape"], {})[row["provider"]] = row
     return found
-
-
-def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, padded so that its columns line up."""
-    cells = [head, *lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    first, *rest = (
-        f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |"
-        for line in cells
-    )
-    return [first, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *rest]
 
 
 def tables(series: dict[tuple[str, ...], list[dict[str, Any]]]) -> list[str]:

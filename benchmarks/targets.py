@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.report import markdown_table
 from benchmarks.shapes import DEMO, GROWTH, STAGES
+from smlp.tables import markdown_table
 
 Result = Callable[[str], dict[str, Any] | None]  # of a measurement by name; None: not measured
 

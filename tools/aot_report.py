@@ -1,7 +1,7 @@
 """``python -m tools.aot_report``: what the kernels compile to, for chips not at hand.
 
 One row a kernel, shape, type and chip: registers, spills, shared memory, how often loops go through
-it, and matrix instructions; ``--markdown`` prints them as a table.
+it, and matrix instructions.
 Exits with 1 if a row must not be shipped (see :meth:`tools.aot.Resources.problems`).
 """
 
@@ -172,10 +172,8 @@ def cells_of(row: dict) -> dict[str, str]:
 COLUMNS = (6, 14, 8, 6, 20, 9, 17, 13, 26, 19, 0)  # of plain lines
 
 
-def line_of(cells: Iterable[str], markdown: bool) -> str:
-    """Cells in columns of a fixed width, or a line of a Markdown table."""
-    if markdown:
-        return f"| {' | '.join(cells)} |"
+def line_of(cells: Iterable[str]) -> str:
+    """Cells in columns of a fixed width."""
     columns = zip(cells, COLUMNS, strict=True)
     return "  ".join(cell.ljust(width) for cell, width in columns).rstrip()
 
@@ -184,7 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=list(aot.SHARED_MEMORY))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-    parser.add_argument("--markdown", action="store_true", help="print a table in Markdown")
     parser.add_argument("--quick", action="store_true", help="one shape of each kind only")
     options = parser.parse_args(arguments)
     rows: list[dict] = []
@@ -192,11 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in compile_cases(shipped_cases(archs, quick=options.quick)):
         cells = cells_of(row)
         if not rows:
-            print(line_of(cells, options.markdown))
-            if options.markdown:
-                print(line_of(["---"] * len(cells), markdown=True))
+            print(line_of(cells))
         rows.append(row)
-        print(line_of(cells.values(), options.markdown), flush=True)
+        print(line_of(cells.values()), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     bad = sum(bool(row["problems"]) for row in rows)

@@ -11,6 +11,7 @@ import torch
 from smlp.ablations import ABLATIONS
 from smlp.files import write_atomically
 from smlp.info import parts
+from smlp.tables import markdown_table
 from smlp.train.config import SMLPNETS, TrainConfig
 from smlp.train.loop import train
 from smlp.train.models import MODEL, load_network
@@ -89,20 +90,17 @@ def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
 
 def as_table(rows: Sequence[Row]) -> str:
     """Lay rows out as Markdown; several seeds as mean and range."""
-    lines = [
-        "| ablation | what changes | parameters | MMAC / image | held-out accuracy |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+    lines = []
     for row in rows:
         accuracies = row.accuracies
         shown = f"{sum(accuracies) / len(accuracies):.2%}"
         if len(accuracies) > 1:
             shown += f" ({min(accuracies):.2%} to {max(accuracies):.2%})"
-        lines.append(
-            f"| {row.name} | {ABLATIONS[row.name]} | {row.parameters:,} | {row.macs / 1e6:,.3f} "
-            f"| {shown} |"
-        )
-    return "\n".join(lines)
+        cost = (f"{row.parameters:,}", f"{row.macs / 1e6:,.3f}")
+        lines.append((row.name, ABLATIONS[row.name], *cost, shown))
+    numbers = ("parameters", "MMAC / image", "held-out accuracy")
+    head = ("ablation", "what changes", *numbers)
+    return "\n".join(markdown_table(head, lines, right=numbers))
 
 
 def _conditions(config: TrainConfig, seeds: Sequence[int]) -> str:

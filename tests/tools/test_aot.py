@@ -136,14 +136,11 @@ ROW: dict[str, Any] = dict(
 )  # fmt: skip
 
 
-def test_markdown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_as_a_person_reads_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     healthy = ROW | {"problems": [], "matrix": {}, "channels_last": False}
-    monkeypatch.setattr(aot_report, "compile_cases", lambda cases: iter([ROW, healthy]))
-    assert aot_report.main(["--markdown"]) == 1
-    header, rule, bad, good, empty, summary = capsys.readouterr().out.splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, bad, good)]
-    assert {len(line) for line in cells} == {rule.count("---")}
-    assert dict(zip(cells[0], cells[1], strict=True)) == {
+    assert aot_report.cells_of(ROW) == {
         "chip": "sm_90",
         "block": "14x12 C 384",
         "type": "bf16",
@@ -156,8 +153,15 @@ def test_markdown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         "matrix instructions": "HGMMA 6 HMMA 16",
         "problems": "2 local-memory instructions in loops",
     }
-    assert "NCHW" in cells[2] and cells[2][-2:] == ["none", ""]
+    good = aot_report.cells_of(healthy)
+    assert good["layout"] == "NCHW"
+    assert (good["matrix instructions"], good["problems"]) == ("none", "")
+    monkeypatch.setattr(aot_report, "compile_cases", lambda cases: iter([ROW, healthy]))
+    assert aot_report.main([]) == 1
+    *_, empty, summary = capsys.readouterr().out.splitlines()
     assert (empty, summary) == ("", "2 kernels, 1 of them not to be shipped")
+    monkeypatch.setattr(aot_report, "compile_cases", lambda cases: iter([healthy]))
+    assert aot_report.main([]) == 0
 
 
 def test_plain_lines_are_aligned(
