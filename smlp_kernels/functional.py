@@ -15,7 +15,7 @@ from smlp_kernels.launch import INTERPRETED, arch_of
 MAX_SIZE = 256  # largest H and W on the kernels
 MAX_CHANNELS = 2048  # largest C on the kernels
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-MIN_ARCH = 80  # Ampere: the first chips with bfloat16 and asynchronous copies
+MIN_ARCH = 80  # Ampere: the first chips with bfloat16 and TF32
 
 
 def fused_smlp(

@@ -111,6 +111,12 @@ def test_picture_shows_what_eager_pytorch_does() -> None:
     assert f"![{passes.passes(steps)} passes " in TEXTS["README.md"]
 
 
+def test_extras_are_documented() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| (`.*?`) \|", TEXTS["docs/networks.md"], re.M)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(project["optional-dependencies"])
+
+
 def test_versions_agree() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
