@@ -132,9 +132,8 @@ def _rehearsed(config: pytest.Config, count: int) -> list[str]:
     lines += [
         "in GPU time with its share of the floor, latency, host time and memory.",
         "",
-        f"Here, {count} benchmarks of these shapes ran, to show that the harness works: "
-        f"{', '.join(chosen(config, 'shapes'))}.",
-        "Left out:",
+        f"Here, {count} benchmarks ran on {', '.join(chosen(config, 'shapes'))}, to",
+        "show that the harness works. Left out:",
     ]
     wanted = providers.select(chosen(config, "providers"))
     reasons = (provider.why_not("channels_last") for provider in wanted)

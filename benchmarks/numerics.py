@@ -117,8 +117,9 @@ def table(measured: list[Errors], on_gpu: bool) -> str:
         head += [
             "Batch 1. The kernels as compiled, without a GPU (`tests/ptx/README.md`): operands are "
             "those of tensor cores, sums are float32, one product after the other. A GPU's differ "
-            "in the last bits. PyTorch's columns are its CPU code, which sums float32 in blocks; "
-            "for TF32 its operands are cut off as a tensor core does.",
+            "in the last bits. PyTorch's columns are its CPU code, and so are the fused block's "
+            "products over channels, which are cuBLAS's on a GPU: it sums float32 in blocks. For "
+            "TF32 its operands are cut off as a tensor core does.",
             "",
         ]
     columns = (f"{column}, {who}" for column in COLUMNS for who in ("fused", "PyTorch"))

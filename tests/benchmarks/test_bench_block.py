@@ -28,7 +28,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     lines = child.stdout.splitlines()
     assert len(lines) < 30 and "NOT performance results" in child.stdout
     assert "  shapes     rehearsal-7" in lines and "  layouts    channels_last" in lines
-    assert "  fused needs an NVIDIA GPU" in lines and "Here, 10 benchmarks" in child.stdout
+    assert "  fused needs an NVIDIA GPU" in lines and "Here, 10 benchmarks ran" in child.stdout
     assert lines[-1] == f"written: {target}"
     run = json.loads(target.read_text())
     timed = {entry["extra_info"]["provider"] for entry in run["benchmarks"]}
