@@ -2,7 +2,7 @@
 
 Trains a small SparseMLP on 5,000 real MNIST images by ``smlp.train``: with plain blocks and, on a
 GPU, again with fused ones. Then swaps the blocks of the trained model for fused ones and compares
-its logits and gradients with those in float64; without a GPU the kernels run in Triton's
+its logits, and a block's gradients, with float64; without a GPU the kernels run in Triton's
 interpreter for that. Draws the losses and the receptive field. Needs the ``demo`` extra.
 """
 
@@ -23,16 +23,16 @@ import numpy
 import torch
 import triton
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from smlp import SMLPBlock, receptive_field
 from smlp.data import mnist5k
 from smlp.pictures import draw_receptive_fields, new_figure
+from smlp.testing import EPS, Comparison, compare
 from smlp.train import TrainConfig, train
 from smlp.train.checkpoint import write_atomically
 from smlp.train.cli import add_arguments, guarded, show_log
 from smlp.train.models import MODEL, load_network
-from smlp_kernels import fallback_reason, fuse_model
+from smlp_kernels import check_block, fallback_reason, fuse_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +49,7 @@ SETTINGS = TrainConfig(
 )
 OPTIONS = ("out", "epochs", "seed", "device")  # of the settings, on the command line
 MIN_ACCURACY = 0.95
-INTERPRETED_IMAGES = 8
-EPS = 2.0**-24  # of one rounding to float32
+INTERPRETED_IMAGES = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,88 +216,49 @@ def check_in_child(model: Path, device: str) -> tuple[list[str], list[str]]:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Compare plain and fused blocks in a trained model on held-out images; three lines.
+    """Swap the blocks of a trained model, compare with float64 and print three lines.
 
     Raises:
         ValueError: if the kernels would not run here, or there is no such model.
     """
     on_gpu = uses_gpu(getattr(arguments, "device", SETTINGS.device))
-    device = torch.device("cuda" if on_gpu else "cpu")
-    reason = fallback_reason(torch.empty(1, 1, 1, 1, device=device))
-    if reason is not None:
-        hint = "" if on_gpu else "; on a CPU start this with TRITON_INTERPRET=1"
-        raise ValueError(f"check: expected a machine where the kernels run, got {reason}{hint}")
+    device = "cuda" if on_gpu else "cpu"
     network = load_network(arguments.check).network.to(device)
-    split = mnist5k()
-    count = len(split.test_labels) if on_gpu else INTERPRETED_IMAGES
-    images, labels = split.test_images[:count].to(device), split.test_labels[:count].to(device)
-    logits, *gradients = swap_differences(network, images, labels)
-    worst = max(gradients, key=lambda d: (not d.is_rounding, d.fused / d.allowed))
-    where = "on the GPU" if on_gpu else "in Triton's interpreter"
-    print(f"Swapped the blocks of the trained model; the kernels ran {where}, on {count} images.")
-    print(f"Relative distance from float64, {logits}.")
-    print(f"The furthest of {len(gradients)} gradients, {worst}.")
-    if not all(difference.is_rounding for difference in (logits, *gradients)):
-        sys.exit(f"{COMMAND}: fused blocks differ by more than rounding")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far a result in float32 is from float64, relative to its norm.
-
-    Attributes:
-        name: of the result.
-        fused: the difference with fused blocks.
-        plain: the difference with plain blocks.
-    """
-
-    name: str
-    fused: float
-    plain: float
-
-    @property
-    def allowed(self) -> float:
-        """Return what rounding explains: twice that of plain blocks and eight roundings."""
-        return 2 * self.plain + 8 * EPS
-
-    @property
-    def is_rounding(self) -> bool:
-        """Whether rounding explains the difference; not where it is NaN."""
-        return self.fused <= self.allowed
-
-    def __str__(self) -> str:
-        verdict = "rounding" if self.is_rounding else "MORE THAN ROUNDING"
-        return f"{self.name}: {self.fused:.1e} fused, {self.plain:.1e} plain: {verdict}"
-
-
-def swap_differences(network: nn.Module, images: Tensor, labels: Tensor) -> list[Difference]:
-    """Compare logits, then the gradient of every parameter, of plain and fused blocks.
-
-    Args:
-        network: trained, with plain blocks, in eval mode.
-        images: ``[N, C, H, W]``, float32, on the device of the network.
-        labels: ``[N]``.
-    """
-    plain, fused, exact = network, copy.deepcopy(network), copy.deepcopy(network).double()
-    fuse_model(fused)
-
-    def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        logits = model(x)
-        parameters = dict(model.named_parameters())
-        gradients = torch.autograd.grad(cross_entropy(logits, labels), list(parameters.values()))
-        named = {"logits": logits} | dict(zip(parameters, gradients, strict=True))
-        return {name: value.detach().double() for name, value in named.items()}
-
+    first = next(module for module in network.modules() if isinstance(module, SMLPBlock))
     # cuDNN's TF32, its default, would be coarser than the kernels
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        expected = results(exact, images.double())
-        sides = results(fused, images), results(plain, images)
+        try:
+            block = check_block(first.height, first.width, first.channels, device=device)
+        except AssertionError as error:  # its way to say that the kernels are wrong
+            sys.exit(f"{COMMAND}: {error}")
+        images = mnist5k().test_images[: None if on_gpu else INTERPRETED_IMAGES].to(device)
+        logits = compare_logits(network, images)
+    worst = max(block.results, key=lambda result: result.error)
+    where = "on the GPU" if on_gpu else "in Triton's interpreter"
+    print(f"Swapped the trained model's blocks; the kernels ran {where}, on {len(images)} images.")
+    print(
+        f"Logits are {logits.error:.1e} from float64, with plain blocks {logits.peer_error:.1e}: "
+        f"{logits.problem or 'equal to rounding'}."
+    )
+    print(
+        f"A {block.block}: output and {len(block.results) - 1} gradients are equal to rounding, "
+        f"{worst.error:.1e} from float64 or less."
+    )
+    if logits.problem is not None:
+        sys.exit(f"{COMMAND}: logits with fused blocks: {logits.problem}")
 
-    def error(side: Mapping[str, Tensor], name: str) -> float:
-        value = expected[name]
-        return ((side[name] - value).norm() / value.norm()).item()
 
-    return [Difference(name, *(error(side, name) for side in sides)) for name in expected]
+@torch.no_grad()
+def compare_logits(network: nn.Module, images: Tensor) -> Comparison:
+    """Compare the logits of a network after swapping its blocks with those before, and float64.
+
+    Args:
+        network: with plain blocks, in eval mode; it is left as it is.
+        images: ``[N, C, H, W]``, float32, on the device of the network.
+    """
+    fused, exact = copy.deepcopy(network), copy.deepcopy(network).double()
+    fuse_model(fused)
+    return compare(fused(images), exact(images.double()), network(images), eps=EPS[torch.float32])
 
 
 def block_receptive_fields(network: nn.Module) -> dict[str, Tensor]:

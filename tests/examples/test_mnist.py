@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 pytest.importorskip("matplotlib", reason="needs the demo extra")
 
@@ -48,44 +47,23 @@ def network() -> SparseMLP:
     return SparseMLP(**sizes, d_model=8, depth=(1, 1)).eval().to(DEVICE)
 
 
-def test_differences_are_those_of_direct_evaluation(
+def test_logits_are_compared_with_direct_evaluation(
     network: SparseMLP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(2, 1, 28, 28, generator=generator).to(DEVICE)
-    labels = torch.tensor([3, 5]).to(DEVICE)
-    differences = {d.name: d for d in mnist.swap_differences(network, images, labels)}
-    assert list(differences) == ["logits", *(name for name, _ in network.named_parameters())]
-    assert not any(isinstance(module, FusedSMLPBlock) for module in network.modules())
-    assert all(d.is_rounding for d in differences.values())
-    assert any(d.fused != d.plain for d in differences.values())  # the kernels ran
-
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    exact = copy.deepcopy(network).double()
-    logits = exact(images.double())
-    cross_entropy(logits, labels).backward()
-    name = next(name for name, _ in network.named_parameters() if "proj_h.weight" in name)
-    expected = exact.get_parameter(name).grad
-    for side, fuses in (("plain", False), ("fused", True)):
-        model = copy.deepcopy(network)
-        if fuses:
-            fuse_model(model)
-        actual = model(images)
-        cross_entropy(actual, labels).backward()
-        error = (actual - logits).norm() / logits.norm()
-        assert getattr(differences["logits"], side) == pytest.approx(error.item(), rel=1e-6)
-        error = (model.get_parameter(name).grad - expected).norm() / expected.norm()
-        assert getattr(differences[name], side) == pytest.approx(error.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fused", "is_rounding"),
-    [(2e-7, True), (2e-7 + 7e-7, False), (2e-7 + 4e-7, True), (float("nan"), False)],
-)
-def test_rounding_is_twice_that_of_plain_blocks_and_a_little(
-    fused: float, is_rounding: bool
-) -> None:
-    assert mnist.Difference("logits", fused, 1e-7).is_rounding == is_rounding
+    images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = mnist.compare_logits(network, images)
+    assert not any(isinstance(module, FusedSMLPBlock) for module in network.modules())
+    with torch.no_grad():
+        exact = copy.deepcopy(network).double()(images.double())
+        plain = network(images)
+        fuse_model(network)
+        fused = network(images)
+    assert not torch.equal(fused, plain)  # the kernels ran
+    for logits, error in ((fused, found.error), (plain, found.peer_error)):
+        expected = (logits - exact).norm() / exact.norm()
+        assert error == pytest.approx(expected.item(), rel=1e-6)
+    assert found.problem is None
 
 
 @NEEDS_INTERPRETER
@@ -106,9 +84,10 @@ def test_whole_demo_and_a_broken_block(
     assert [line for line in lines if line.startswith("FAILED")] == [lines[-3]]
     assert lines[-3].startswith("FAILED: held-out accuracy with plain blocks: expected at least 95")
     assert lines[0].endswith("the same code: the device is cpu.")
-    assert "the kernels ran in Triton's interpreter, on 8 images" in lines[2]
-    assert lines[3].startswith("Relative distance from float64, logits: ")
-    assert lines[3].endswith("plain: rounding.") and lines[4].endswith("plain: rounding.")
+    assert lines[2].endswith("the kernels ran in Triton's interpreter, on 16 images.")
+    assert lines[3].startswith("Logits are ") and lines[3].endswith(": equal to rounding.")
+    assert lines[4].startswith("A block 14x14, 4 channels, batch 2, float32, in Triton's interp")
+    assert "output and 7 gradients are equal to rounding" in lines[4]
     assert "depends on 27 of 196 positions after one block, on 196 after two." in lines[5]
     assert lines[-1].startswith("python -m examples.mnist --epochs 2 --seed 0 --device cpu: torch ")
     for name in ("loss.png", "receptive_field.png"):
@@ -116,18 +95,24 @@ def test_whole_demo_and_a_broken_block(
     assert len((tmp_path / "plain" / "log.csv").read_text().splitlines()) == 1 + 2 * 2
     assert not (tmp_path / "fused").exists()
 
-    # the model that it left, with blocks that are off by one part in ten thousand
+    # the model that it left: on PyTorch, then with blocks that are off by one part in ten thousand
     check = ["--check", str(tmp_path / "plain" / "model.pt"), "--device", "cpu"]
     assert mnist.main(check) == 2
-    assert "SMLP_KERNELS_DISABLE=1 is set; on a CPU start this with TRITON_INTERPRET=1" in (
+    assert "expected a block that runs on the kernels, but SMLP_KERNELS_DISABLE=1 is set" in (
         capsys.readouterr().err
     )
     monkeypatch.delenv("SMLP_KERNELS_DISABLE")
     intact = modules.dispatch
     monkeypatch.setattr(modules, "dispatch", lambda *arguments: intact(*arguments) * 1.0001)
-    with pytest.raises(SystemExit, match="fused blocks differ by more than rounding"):
+    with pytest.raises(SystemExit, match="logits with fused blocks: largest error"):
         mnist.main(check)
-    assert capsys.readouterr().out.count("MORE THAN ROUNDING") == 2
+
+    def wrong(*sizes: int, device: str) -> None:
+        raise AssertionError("the kernels are wrong here")
+
+    monkeypatch.setattr(mnist, "check_block", wrong)
+    with pytest.raises(SystemExit, match="mnist: the kernels are wrong here"):
+        mnist.main(check)
 
 
 @NEEDS_INTERPRETER

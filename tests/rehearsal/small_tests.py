@@ -9,7 +9,7 @@ LARGEST = 8  # of height, width and channels
 CASES = 3  # of a test marked gpu; they differ in sizes, which are all made small
 NEEDS_A_GPU = {
     "test_out_of_memory_leaves_the_next_call_healthy": "needs memory that has an end",
-    "test_differences_are_those_of_direct_evaluation": "needs kernels, which round otherwise",
+    "test_logits_are_compared_with_direct_evaluation": "needs kernels, which round otherwise",
     "test_a_missing_package_is_named_first": "has other images here",
 }
 
