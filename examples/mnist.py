@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from smlp import SMLPBlock, receptive_field
 from smlp.data import mnist5k
+from smlp.files import write_atomically
 from smlp.pictures import draw_receptive_fields, new_figure
 from smlp.testing import EPS, Comparison, compare
 from smlp.train import TrainConfig, train
-from smlp.train.checkpoint import write_atomically
 from smlp.train.cli import add_arguments, guarded, show_log
 from smlp.train.models import MODEL, load_network
 from smlp_kernels import check_block, fallback_reason, fuse_model

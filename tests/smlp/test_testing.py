@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 
-from smlp import SMLPBlock
+from smlp import SMLPBlock, testing
 from smlp.testing import (
     PRECISIONS,
     assert_close,
     compare,
     formula,
-    random_arguments,
     reduction,
     relative_error,
 )
@@ -77,7 +76,7 @@ def test_shapes_are_named_and_empty_results_are_equal() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_formula_is_the_block(bias: bool) -> None:
-    x, weights = random_arguments(2, 3, 5, 4, torch.float64, bias=bias)
+    x, weights = testing.random_arguments(2, 3, 5, 4, torch.float64, bias=bias)
     by_hand = torch.empty_like(x)
     weight_h, bias_h, weight_w, bias_w, fuse, bias_fuse = weights
     zeros = [torch.zeros(size).double() for size in (3, 5, 4)]
