@@ -72,8 +72,9 @@ def run_along(
         gram_ptr = partial_ptr + (i[:, None] * SIZE + k[None, :])
         inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
         total_ptr = partial_ptr + SIZE * SIZE + i
-        gram = tl.load(gram_ptr, mask=inside & (first == 0), other=0.0)
-        total = tl.load(total_ptr, mask=(i < SIZE) & (first == 0), other=0.0)
+        later = i * 0 == first  # a vector: Triton 3.9's interpreter takes no mask with a scalar
+        gram = tl.load(gram_ptr, mask=inside & later[:, None], other=0.0)
+        total = tl.load(total_ptr, mask=(i < SIZE) & later, other=0.0)
     axis_ptr = g_ptr if ALONG_H else g_ptr + CHANNELS
     identity_ptr = g_ptr + 2 * CHANNELS
 
