@@ -87,12 +87,15 @@ def constants(**values: Any) -> Callable[[ModuleType], None]:
     return change
 
 
+def models(module: ModuleType) -> None:
+    """The network for the demo's images becomes small."""
+    module.SIZES_FOR_DATA["mnist5k"] = {"patch_size": 2, "d_model": 4, "depth": (2, 1)}
+
+
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "smlp_kernels.functional": functional,
     "smlp.data": data,
-    "smlp.train.models": constants(
-        SIZES_FOR_DATA={"mnist5k": {"patch_size": 2, "d_model": 4, "depth": (2, 1)}}
-    ),
+    "smlp.train.models": models,
     "benchmarks.shapes": shapes,
     "benchmarks.measure_network": measure_network,
     "benchmarks.roofline": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
