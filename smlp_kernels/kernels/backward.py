@@ -2,7 +2,7 @@
 
 What is computed is written at the head of :mod:`smlp_kernels.kernels.axis`. The products over
 channels and over pixels are PyTorch's (cuBLAS); between them lies one matrix, [pixels, 3C + pad].
-It is that of a chunk of images, which keeps it in the L2 cache. The pad becomes ones, so that the
+It is that of a chunk of images, meant to stay in the L2 cache. The pad becomes ones, so that the
 gradient of the bias is a column of that of ``fuse``.
 """
 

@@ -3,8 +3,8 @@
     [x_h | x_w | x] = [Ph x + bh | x Pw' + bw | x]    kernels/axis.py
     y = [x_h | x_w | x] [Fh | Fw | Fi]' + bias        PyTorch's product (cuBLAS)
 
-The concatenation is a matrix [pixels, 3C + pad] of a chunk of images only. That keeps it in the L2
-cache: GPU memory sees x read once and y written once.
+The concatenation is a matrix [pixels, 3C + pad] of a chunk of images only, meant to stay in the L2
+cache: GPU memory would then see x read once and y written once.
 """
 
 import functools

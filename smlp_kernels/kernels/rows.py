@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smlp_kernels.launch import INT32_MAX, PLANS, Call, Launch, Plan, Strides, cdiv
 
-PIXELS, CHANNELS = 64, 64  # of a tile
+TILE_PIXELS, TILE_CHANNELS = 64, 64  # that a program copies
 CHUNK_BYTES = 33 * 2**20  # of scratch memory, unless a single image takes more
 
 
@@ -64,7 +64,7 @@ def copy_images_plan(shape: torch.Size, source: Strides, target: Strides) -> Pla
     # one axis of pixels where both tensors have one, so that the compiler knows what is contiguous
     if source[2] == width * source[3] and target[2] == width * target[3]:
         height, width = 1, height * width
-    programs = images * cdiv(height * width, PIXELS) * cdiv(channels, CHANNELS)
+    programs = images * cdiv(height * width, TILE_PIXELS) * cdiv(channels, TILE_CHANNELS)
     last = [
         sum((size - 1) * stride for size, stride in zip(shape[1:], strides[1:], strict=True))
         for strides in (source, target)
@@ -77,8 +77,8 @@ def copy_images_plan(shape: torch.Size, source: Strides, target: Strides) -> Pla
             "CHANNELS": channels,
             "HEIGHT": height,
             "WIDTH": width,
-            "BLOCK_P": PIXELS,
-            "BLOCK_C": CHANNELS,
+            "BLOCK_P": TILE_PIXELS,
+            "BLOCK_C": TILE_CHANNELS,
             "INDEX_64": max(last) > INT32_MAX,
         },
         num_warps=4,

@@ -8,8 +8,8 @@ import torch
 
 from smlp.cli import main
 from smlp.train import checkpoint, loop
-from smlp.train.evaluate import Result
 from smlp.train.models import load_network
+from smlp.train.run import Result
 from tests.smlp.train_runs import TINY
 
 pytest.importorskip("sklearn", reason="needs the demo extra")
