@@ -10,20 +10,11 @@ import triton
 from torch import Tensor
 
 from smlp.functional import smlp
+from smlp.testing import NAMES, PRECISIONS, Comparison, compare, formula, squared, to_float64
 from tests.ptx.chip import Chip
 from tests.ptx.kernels import blocks_on
 from tests.ptx.memory import to_tf32
-from tests.smlp_kernels.oracle import (
-    NAMES,
-    PRECISIONS,
-    Case,
-    Comparison,
-    compare,
-    formula,
-    in_layout,
-    squared,
-    to_float64,
-)
+from tests.smlp_kernels.oracle import Case, in_layout
 
 # What is seen and is no fault of the kernels.
 NOTICES = [

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from smlp.testing import NAMES
 from tests.ptx.blocks import PRECISIONS, Block, Outcome
-from tests.smlp_kernels.oracle import NAMES
 
 NHWC, NCHW = "channels_last", "contiguous"
 LAYOUTS = (NHWC, NCHW)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from smlp.testing import NAMES, formula, relative_error, to_float64
 from tests.ptx import library
 from tests.ptx.blocks import Block, placed, tf32_formula
 from tests.ptx.cases import ARCHS, groups, random_block
 from tests.ptx.chip import Chip, flat
 from tests.ptx.kernels import blocks_on, replaced
 from tests.ptx.mutants import MUTATIONS, mutants
-from tests.smlp_kernels.oracle import NAMES, Case, formula, relative_error, to_float64
+from tests.smlp_kernels.oracle import Case
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 

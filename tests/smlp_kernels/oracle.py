@@ -5,38 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smlp.testing import (
-    EPS,
-    NAMES,
-    PRECISIONS,
-    TF32_EPS,
-    Comparison,
-    assert_close,
-    compare,
-    formula,
-    random_arguments,
-    reduction,
-    relative_error,
-    squared,
-    to_float64,
-)
-
-__all__ = [
-    "DEVICE",
-    "EPS",
-    "NAMES",
-    "PRECISIONS",
-    "TF32_EPS",
-    "Case",
-    "Comparison",
-    "assert_close",
-    "compare",
-    "formula",
-    "in_layout",
-    "relative_error",
-    "squared",
-    "to_float64",
-]
+from smlp.testing import random_arguments, reduction
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from smlp import SMLPBlock
 from smlp.functional import smlp
+from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import FusedSMLPBlock, functional, fused_smlp
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 CASE = Case(2, 3, 4, 2)
 TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

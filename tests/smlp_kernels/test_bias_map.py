@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import functional, fused_smlp
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 CASE = Case(3, 7, 5, 20)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -6,8 +6,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from smlp import SparseMLP
+from smlp.testing import EPS, assert_close, formula, to_float64
 from smlp_kernels import fuse_model, fused_smlp, ops
-from tests.smlp_kernels.oracle import DEVICE, EPS, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 CASE = Case(2, 3, 4, 2)
 

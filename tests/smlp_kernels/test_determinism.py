@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from smlp.testing import EPS, NAMES, assert_close
 from smlp_kernels import fused_smlp
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 CASE = Case(3, 3, 9, 5)  # two images a tile, one of them alone; two tiles along W
 DTYPES = [torch.float32, torch.float16]

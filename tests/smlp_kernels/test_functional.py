@@ -5,8 +5,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import fallback_reason, functional, fused_smlp
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 
 def arguments(**changes: object) -> list:

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smlp.functional import smlp
+from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp
-from tests.smlp_kernels.oracle import EPS, NAMES, Case, assert_close, formula, in_layout, to_float64
+from tests.smlp_kernels.oracle import Case, in_layout
 
 CASES = int(os.environ.get("SMLP_FUZZ_CASES", "0"))
 LAYOUTS = st.sampled_from(["channels_last", "contiguous", "bordered", "strided", "transposed"])

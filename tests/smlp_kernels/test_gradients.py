@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from smlp.functional import smlp
+from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch, ops
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels import axis, backward, rows
 from smlp_kernels.weights import Weights
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 from tools.aot_report import STAGES
 
 Block = Callable[..., Tensor]

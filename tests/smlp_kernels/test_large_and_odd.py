@@ -5,11 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import FusedSMLPBlock, fused_smlp
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels.axis import matrix_columns
 from smlp_kernels.launch import INT32_MAX
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 
 def test_offsets_inside_an_image_fit_31_bits() -> None:

@@ -6,18 +6,10 @@ import pytest
 import torch
 
 from smlp.functional import smlp
+from smlp.testing import EPS, TF32_EPS, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch, ops
 from smlp_kernels.kernels import mix, rows
-from tests.smlp_kernels.oracle import (
-    DEVICE,
-    EPS,
-    TF32_EPS,
-    Case,
-    assert_close,
-    formula,
-    in_layout,
-    to_float64,
-)
+from tests.smlp_kernels.oracle import DEVICE, Case, in_layout
 
 # Odd, prime and ragged sizes, several images a tile, and the real stages scaled down. The grid is
 # small because the interpreter runs it.

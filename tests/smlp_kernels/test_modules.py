@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from smlp import SMLPBlock, SparseMLP
+from smlp.testing import EPS, assert_close, formula, to_float64
 from smlp_kernels import FusedSMLPBlock, fuse_model, unfuse_model
-from tests.smlp_kernels.oracle import DEVICE, EPS, Case, assert_close, formula, to_float64
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 
 def block(case: Case, dtype: torch.dtype = torch.float64, **kwargs: bool) -> FusedSMLPBlock:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smlp import SMLPBlock, SparseMLP
+from smlp.testing import EPS, NAMES, assert_close, formula
 from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp, ops
 from smlp_kernels.weights import Weights
-from tests.smlp_kernels.oracle import DEVICE, EPS, NAMES, Case, assert_close, formula
+from tests.smlp_kernels.oracle import DEVICE, Case
 
 
 def inputs(requires_grad: bool = True, layout: str = "channels_last") -> list[Tensor]:

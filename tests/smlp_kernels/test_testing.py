@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import smlp_kernels
+from smlp.testing import NAMES
 from smlp_kernels import check_block, fused_smlp, testing
-from tests.smlp_kernels.oracle import DEVICE, NAMES
+from tests.smlp_kernels.oracle import DEVICE
 
 RESULTS = ["output", *(f"gradient of {name}" for name in NAMES)]
 
