@@ -1,0 +1,56 @@
+"""``mix`` as one kernel in CUDA C++, for compute capability 9.0: see DESIGN.md.
+
+Imported only where SMLP_KERNELS_HOPPER=1 is set.
+"""
+
+import functools
+import logging
+
+import torch
+import triton
+from torch import Tensor
+
+from smlp_kernels.hopper.driver import Driver, UnavailableError
+from smlp_kernels.hopper.plan import call_of
+from smlp_kernels.launch import arch_of
+from smlp_kernels.weights import Weights
+
+ARCH = 90  # no other: wgmma exists only there
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())
+
+cuda_driver = functools.cache(Driver)
+
+
+def mix(x: Tensor, weights: Weights) -> Tensor | None:
+    """The block, or None where the kernels do not apply or do not run.
+
+    Args:
+        x: [B, C, H, W].
+        weights: any floating types, any strides.
+    """
+    if arch_of(x) != ARCH:
+        return None
+    device = x.device.index
+    call = call_of(x, weights, multiprocessors(device))
+    if call is None:
+        return None
+    try:
+        cuda_driver().launch(call, device, triton.runtime.driver.active.get_current_stream(device))
+    except UnavailableError as error:
+        warn_once(str(error))
+        return None
+    return call.tensors[1]
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """SMs of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def warn_once(reason: str) -> None:
+    """Say why Triton's kernels run instead."""
+    logger.warning("the Hopper kernel is not used: %s", reason)

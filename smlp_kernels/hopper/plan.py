@@ -1,0 +1,181 @@
+"""Which kernel takes a call, and what it is launched with; decided without a GPU."""
+
+import functools
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smlp_kernels.kernels.rows import is_rows
+from smlp_kernels.launch import INT32_MAX, PLANS, Strides, cdiv, dense, in_type_of
+from smlp_kernels.weights import Weights
+
+THREADS = 384  # of a block
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+TILE_CHANNELS, PASS_TILES = 64, 3  # output channels of a tile, tiles of a pass at most
+
+RESIDENT_SIZE = 16  # largest H and W of the kernels that hold whole images
+RESIDENT_PIXELS = (200, 248, 256)  # columns of their tiles
+RESIDENT_STEP = 32  # input channels of a step
+STRIPS_SIZE = 32  # largest H and W of the kernel that holds some lines of an image
+STRIPS_PIXELS, STRIPS_LINES = 200, 8  # at most, of a strip
+STRIPS_CHANNELS = PASS_TILES * TILE_CHANNELS  # a second pass would read all of x again
+STRIPS_SHARED = 207872  # bytes: Strip::SMEM
+
+# What the choice of a resident kernel weighs: a step of 1, 2, 3 tiles and 200 pixels, the end of a
+# pass, the start of a block. Cycles as estimated from the machine code; nothing was measured.
+STEP_COST, PASS_COST, BLOCK_COST = (0, 1700, 2015, 2529), 2900, 2500
+
+# x, y, proj_h, proj_w, bias_h, bias_w, fuse, bias, bias map, then a plan's integers: ``Params``
+PARAMETERS = struct.Struct("9Q17i4x")
+
+
+class Plan(NamedTuple):
+    """All of a launch but the tensors."""
+
+    kernel: str
+    grid: tuple[int, int]
+    shared: int  # bytes
+    integers: tuple[int, ...]
+
+
+class Call(NamedTuple):
+    """A launch: its plan and the tensors in the order of ``PARAMETERS``."""
+
+    plan: Plan
+    tensors: tuple[Tensor | None, ...]
+
+    def parameters(self) -> bytes:
+        """The kernel's only argument."""
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in self.tensors)
+        return PARAMETERS.pack(*pointers, *self.plan.integers)
+
+
+def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
+    """The launch for ``mix(x; weights)``, the output allocated, or None where no kernel applies.
+
+    Args:
+        x: [B, C, H, W].
+        weights: any floating types and strides; converted to the type of x where they differ.
+        sms: of the chip.
+    """
+    batch, channels, height, width = x.shape
+    largest = STRIPS_SIZE if channels <= STRIPS_CHANNELS else RESIDENT_SIZE
+    if (
+        x.dtype not in DTYPES
+        or not batch
+        or channels % 8
+        or max(height, width) > largest
+        or not is_rows(x)
+    ):
+        return None
+    given = [weight for weight in weights if weight is not None]
+    converted = iter(in_type_of(x, *given))
+    weights = Weights(*(None if weight is None else next(converted) for weight in weights))
+    fuse, bias, y = weights.fuse, weights.bias, torch.empty_like(x)
+    strides = fuse.stride()
+    if fuse.dim() != 3:
+        strides = (strides[0], channels * strides[1], strides[1])
+    bias_map: Tensor | None = None
+    if bias is not None and bias.dim() == 3:
+        bias_map, bias = bias.permute(1, 2, 0).contiguous(), None
+    copied_by_16_bytes = [t.data_ptr() for t in (x, y, fuse, bias_map) if t is not None]
+    proj_strides = (*weights.proj_h.stride(), *weights.proj_w.stride())
+    plan = make_plan(x.shape, x.dtype, proj_strides, strides, sms)
+    if plan is None or not is_rows(y) or any(address % 16 for address in copied_by_16_bytes):
+        return None
+    biases = dense(weights.bias_h), dense(weights.bias_w)
+    projs = weights.proj_h, weights.proj_w
+    return Call(plan, (x, y, *projs, *biases, fuse, dense(bias), bias_map))
+
+
+@functools.lru_cache(PLANS)
+def make_plan(
+    shape: torch.Size, dtype: torch.dtype, proj_strides: Strides, fuse_strides: Strides, sms: int
+) -> Plan | None:
+    """The plan for a shape that :func:`call_of` lets through.
+
+    Args:
+        shape: B, C, H, W.
+        dtype: of all tensors.
+        proj_strides: out and in of proj_h, then of proj_w.
+        fuse_strides: out, branch and in, of which out or in must be 1.
+        sms: of the chip.
+
+    Returns:
+        None where strides do not suit the kernels.
+    """
+    batch, channels, height, width = shape
+    fuse_out, fuse_branch, fuse_in = fuse_strides
+    transposed = fuse_in != 1
+    fuse_row = fuse_in if transposed else fuse_out
+    largest = max(*proj_strides, *fuse_strides) * max(channels, STRIPS_SIZE)
+    if (transposed and fuse_out != 1) or fuse_row % 8 or fuse_branch % 8:
+        return None
+    if max(largest, batch + STRIPS_PIXELS) > INT32_MAX:  # the kernels' integers
+        return None
+    tiles = cdiv(channels, TILE_CHANNELS)
+    if max(height, width) > RESIDENT_SIZE:
+        lines = strip_lines(height, width)
+        name, shared, held = "strips", STRIPS_SHARED, lines
+        grid, passes = (batch * cdiv(height, lines), 1), 1
+    else:
+        _, pixels, held, passes, blocks = min(resident_choices(shape, sms))
+        name, shared, grid = str(pixels), resident_shared(pixels), (cdiv(batch, held), blocks)
+    zeros = min(3, (width & -width).bit_length() - 1)
+    h_out, h_in, w_out, w_in = proj_strides
+    integers = (
+        *(batch, channels, height, width, held),
+        *(h_out, w_out, h_in, w_in, fuse_branch, fuse_row),
+        *(passes, grid[1], (tiles << 16) // passes + 1),
+        *(65536 // width + 1, 3 - zeros, (1 << zeros) - 1),
+    )
+    return Plan(f"smlp_{DTYPES[dtype]}_{name}{'_t' * transposed}", grid, shared, integers)
+
+
+def strip_lines(height: int, width: int) -> int:
+    """Lines of a strip: as few strips as possible, of equal sizes."""
+    lines = min(STRIPS_LINES, STRIPS_PIXELS // width)
+    return cdiv(height, cdiv(height, lines))
+
+
+def resident_choices(shape: torch.Size, sms: int) -> Iterator[tuple[float, int, int, int, int]]:
+    """Cost, pixels of a tile, images of a block, passes, and blocks that share them out."""
+    batch, channels, height, width = shape
+    tiles, steps = cdiv(channels, TILE_CHANNELS), cdiv(channels, RESIDENT_STEP)
+    for pixels in RESIDENT_PIXELS:
+        images = 1
+        while fits(pixels, images, height, width):
+            for passes in range(cdiv(tiles, PASS_TILES), tiles + 1):
+                ends = [i * tiles // passes for i in range(passes + 1)]  # as first_tile
+                costs = [
+                    steps * STEP_COST[end - first] * pixels / 200 + PASS_COST
+                    for first, end in pairwise(ends)
+                ]
+                for blocks in range(1, passes + 1):
+                    rounds = cdiv(cdiv(batch, images) * blocks, sms)
+                    longest = max(sum(costs[i::blocks]) for i in range(blocks))
+                    yield rounds * (BLOCK_COST + longest), pixels, images, passes, blocks
+            images += 1
+
+
+def fits(pixels: int, images: int, height: int, width: int) -> bool:
+    """Whether a resident kernel with tiles of this many pixels takes this many images a block."""
+    # a tile of 256 has no room for padding, which only lines of 8 and 16 do without
+    room = 248 if pixels == 256 and not {height, width} <= {8, 16} else pixels
+    rounds = 6 if pixels > 200 else 7  # of mixing: Tile::ROUNDS
+    for size, across in ((height, width), (width, height)):
+        lines = images * across
+        if (cdiv(lines, 2) if size <= 8 else lines) > 3 * rounds:
+            return False
+    return images * height * width <= room
+
+
+def resident_shared(pixels: int) -> int:
+    """Bytes, ``Tile::SMEM``: x and its mixtures, three branches of F in three stages, the rest."""
+    tile = (min(pixels, 248) + 8) * 2 * RESIDENT_STEP
+    mixing = cdiv(((3 if pixels > 200 else 4) + 4) * tile, 1024) * 1024
+    return mixing + 9 * 2 * RESIDENT_STEP * PASS_TILES * TILE_CHANNELS + 12 * 512 + 1024
