@@ -32,7 +32,7 @@ class Ins(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("op", "guard", "negate", "results", "operands")),
         *((name, ctypes.c_int32) for name in ("first", "size", "vector")),
         ("imm", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("flags", "line")),
+        *((name, ctypes.c_int32) for name in ("flags", "line", "width")),
     )
 
 
@@ -85,9 +85,9 @@ class Builder:
         self._widths[name] = width
         self.reg_bytes += {PREDICATE: 64, 8: 256}.get(width, 128)
 
-    def add_param(self, name: str, size: int) -> None:
+    def add_param(self, name: str, size: int, align: int) -> None:
         end = max((at + bytes_ for at, bytes_ in self.params.values()), default=0)
-        self.params[name] = (-(-end // size) * size, size)
+        self.params[name] = (-(-end // align) * align, size)
 
     def parameter(self, name: str) -> int:
         """Its offset."""
@@ -116,7 +116,8 @@ class Builder:
         if op not in self.codes:
             raise self.error(f"the executor has no {op}")
         ins = Ins(op=self.codes[op], guard=-1, results=results, operands=len(operands),
-                  first=len(self._pool), line=self.line, **fields)  # fmt: skip
+                  first=len(self._pool), line=self.line,
+                  width=operands[0][1] if results else 0, **fields)  # fmt: skip
         for text, width in operands:
             self._add_operand(self.scratch(width) if text == "_" else text, width)
         if self.guard is not None:

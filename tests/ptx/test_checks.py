@@ -217,12 +217,6 @@ def test_copies_finish_as_late_as_allowed() -> None:
 # ---- control flow ----
 
 
-def test_divergent_branch() -> None:
-    body = "setp.lt.u32 %p1, %r0, LIMIT;\n@%p1 bra $end;\nmov.b32 %r9, 1;\n$end:"
-    assert found(body.replace("LIMIT", "32"), warps=2) == set()
-    assert found(body.replace("LIMIT", "20"), warps=2) == one("divergent")
-
-
 def test_barrier_not_reached_by_all_warps() -> None:
     body = "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra $end;\nbar.sync 0;\n$end:"
     assert found(body, warps=2) == one("barrier not reached")

@@ -198,24 +198,32 @@ def test_wgmma() -> None:
 
 
 def swizzled(rows: Tensor, width: int) -> Tensor:
-    """Rows of 16 elements in memory: ``width`` bytes a row, its 16-byte chunks exchanged.
+    """Rows of elements in memory: ``width`` bytes a row, its 16-byte chunks exchanged.
 
     As in the figures of the PTX ISA: chunk c of row r lies at c xor r % 8 for 128 bytes, at c xor
     r / 2 % 4 for 64, at c xor r / 4 % 2 for 32.
     """
     chunks = width // 16
     memory = torch.zeros(len(rows), chunks, 8, dtype=rows.dtype)
-    for r, row in enumerate(rows.view(-1, 2, 8)):
-        for c in range(2):
-            memory[r, c ^ r * chunks // 8 % chunks] = row[c]
+    for r, row in enumerate(rows.contiguous().view(len(rows), -1, 8)):
+        for c, chunk in enumerate(row):
+            memory[r, c ^ r * chunks // 8 % chunks] = chunk
     return memory
 
 
-@pytest.mark.parametrize(("width", "mode"), [(32, 3), (64, 2), (128, 1)])
-def test_wgmma_of_swizzled_operands(width: int, mode: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "mode", "transposed"),
+    [
+        *((width, mode, (0, b)) for width, mode in ((32, 3), (64, 2), (128, 1)) for b in (0, 1)),
+        *((128, 1, (1, b)) for b in (0, 1)),  # 64 rows of A take 128 bytes
+    ],
+)
+def test_wgmma_of_swizzled_operands(width: int, mode: int, transposed: tuple[int, int]) -> None:
+    """Contiguous along k or transposed: along rows of A, 128 bytes, and along columns of B."""
     torch.manual_seed(width)
     a, b = torch.randn(64, 16).bfloat16(), torch.randn(16, 8).bfloat16()
-    image = torch.cat([swizzled(a, width).flatten(), swizzled(b.T.contiguous(), width).flatten()])
+    a_image = swizzled(a.T if transposed[0] else a, width).flatten()
+    image = torch.cat([a_image, swizzled(b if transposed[1] else b.T, width).flatten()])
     out = torch.zeros(128, 4)
     copies = "mov.b32 %r20, global_smem;\nmad.lo.u32 %r21, %r0, 16, %r20;\n"
     for start in range(0, image.numel() * 2, 2048):
@@ -229,9 +237,10 @@ def test_wgmma_of_swizzled_operands(width: int, mode: int) -> None:
     shr.u32 %r22, %r20, 4;
     cvt.u64.u32 %rd20, %r22;
     add.u64 %rd20, %rd20, {mode << 62 | (8 * width >> 4) << 32};
-    add.u64 %rd21, %rd20, {64 * width >> 4};
+    add.u64 %rd21, %rd20, {a_image.numel() * 2 >> 4};
     """
-    product = PRODUCT.replace("%rd20, %rd21, 1, 1, 1", "%rd20, %rd21, 0, 1, 1")
+    flags = ", ".join(map(str, transposed))
+    product = PRODUCT.replace("1, 1, 1, 0, 0;", f"0, 1, 1, {flags};")
     store = STORE.replace("%rd2;", "%rd1;")
     body = copies + descriptors + FENCES + product + WAIT + store
     assert not run(body, [image], [out], warps=4, shared=16384).violations
@@ -324,4 +333,4 @@ def test_registers_changed_without_wgmma_fence() -> None:
 def test_descriptors_that_differ_between_lanes() -> None:
     differ = "cvt.u64.u32 %rd22, %r1;\nadd.u64 %rd21, %rd21, %rd22;\n"
     kinds_, _ = warpgroup(SETUP + DESCRIPTORS + differ + FENCES + PRODUCT + WAIT + STORE)
-    assert "divergent branch or operand" in kinds_
+    assert "divergent lanes or operand" in kinds_

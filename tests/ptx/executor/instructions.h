@@ -177,16 +177,18 @@
     X(cvt_bf16x2, "cvt.rn.bf16x2.f32") X(cvt_f16x2, "cvt.rn.f16x2.f32") \
     X(pack16, "pack16") X(unpack16, "unpack16") X(pack32, "pack32") X(unpack32, "unpack32") \
     X(ld_param, "ld.param") X(ctaid, "ctaid") X(tid, "tid") X(nctaid, "nctaid") \
-    X(bra, "bra") X(ret, "ret") X(bar_sync, "bar.sync") X(warp_sync, "bar.warp.sync") \
     X(ld_global, "ld.global") X(st_global, "st.global") \
     X(ld_shared, "ld.shared") X(st_shared, "st.shared") \
+    X(cp_async, "cp.async") X(bra, "bra") X(blend, "blend")
+
+/* Likewise, of all lanes of a warp together: what they wait for or bring about is kept of a warp */
+#define TOGETHER(X) \
+    X(ret, "ret") X(bar_sync, "bar.sync") X(warp_sync, "bar.warp.sync") \
     X(ldmatrix, "ldmatrix") X(stmatrix, "stmatrix") \
-    X(cp_async, "cp.async") X(cp_commit, "cp.async.commit_group") \
-    X(cp_wait, "cp.async.wait_group") \
+    X(cp_commit, "cp.async.commit_group") X(cp_wait, "cp.async.wait_group") \
     X(shfl_idx, "shfl.sync.idx.b32") X(shfl_bfly, "shfl.sync.bfly.b32") \
     X(mma_bf16, "mma.bf16") X(mma_f16, "mma.f16") X(mma_tf32, "mma.tf32") \
     X(mma_bf16_k8, "mma.bf16.k8") X(mma_f16_k8, "mma.f16.k8") \
     X(mma_f64_884, "mma.f64.884") X(mma_f64_16816, "mma.f64.16816") \
     X(wgmma, "wgmma") X(wgmma_fence, "wgmma.fence") X(wgmma_commit, "wgmma.commit_group") \
-    X(wgmma_wait, "wgmma.wait_group") X(fence_async, "fence.proxy.async") \
-    X(blend, "blend")
+    X(wgmma_wait, "wgmma.wait_group") X(fence_async, "fence.proxy.async")

@@ -17,7 +17,7 @@ enum {
 
 enum {
 #define X(name, ...) OP_##name,
-    BINARY(X) UNARY(X) TERNARY(X) COMPARE(X) OTHERS(X)
+    BINARY(X) UNARY(X) TERNARY(X) COMPARE(X) OTHERS(X) TOGETHER(X)
 #undef X
     OP_COUNT
 };
@@ -35,6 +35,7 @@ typedef struct {
     s64 imm;      /* offset of an address, target of a branch, number of groups */
     s32 flags;
     s32 line;     /* of the PTX text */
+    s32 width;    /* bytes of a result; 0: a predicate */
 } Ins;
 
 /* Bits of flags, as in encoder.py. For cp.async, flags is the offset of the global address. */
@@ -115,6 +116,9 @@ typedef struct {
     u32 *stamp; /* of each 64 bytes: time of the last write by anything but a wgmma */
     u8 *flight; /* of each 64 bytes: 1 sums, 2 operands of products in flight */
     u32 pc, done, waiting, warp_epoch;
+    u32 lanes;          /* those that run, at pc */
+    u32 next_pc;        /* where the next of the others wait, further on in the code */
+    u32 lane_pc[LANES]; /* of those that wait */
     u32 fence_time, fence_epoch, wgmma_fence_time;
     Copy *copies;
     u32 copy_count, copy_room, copy_group;
@@ -154,6 +158,14 @@ typedef struct {
 #define REG_F64(k) ((f64 *)(warp->regs + pool[k]))
 
 void note(Machine *m, int kind, int lane, int other, u64 address, s64 extra);
+
+/* lanes.c */
+typedef u8 Kept[8][256];
+int needs_all_lanes(int op);
+void start_lanes(Warp *warp);
+void part_lanes(Warp *warp, u32 branching, u32 target);
+void keep_results(const Warp *warp, const Ins *ins, const s32 *pool, Kept kept);
+void give_back_results(Warp *warp, const Ins *ins, const s32 *pool, Kept kept);
 
 /* memory.c; mask: the lanes that take part */
 void load_global(Machine *m, Warp *warp, const Ins *ins, const s32 *pool, u32 mask);

@@ -7,7 +7,7 @@
 
 static const char *const NAMES[] = {
 #define X(name, text, ...) text,
-    BINARY(X) UNARY(X) TERNARY(X) COMPARE(X) OTHERS(X)
+    BINARY(X) UNARY(X) TERNARY(X) COMPARE(X) OTHERS(X) TOGETHER(X)
 #undef X
 };
 
@@ -82,16 +82,24 @@ static int run_warp(Machine *m, int index) {
     const Launch *launch = m->launch;
     Warp *warp = &m->warp[index];
     m->current = index;
+    Kept kept;
     for (;;) {
+        if (warp->pc >= warp->next_pc) part_lanes(warp, 0, 0);
         const Ins *ins = &launch->code[warp->pc++];
         const s32 *pool = launch->pool + ins->first;
-        u32 mask = 0xffffffffu;
+        u32 mask = warp->lanes;
+        int some = mask != 0xffffffffu;
         m->time++;
         m->line = ins->line;
         if (ins->guard >= 0) {
-            mask = *(u32 *)(warp->regs + ins->guard);
-            if (ins->negate) mask = ~mask;
+            u32 guard = *(u32 *)(warp->regs + ins->guard);
+            mask &= ins->negate ? ~guard : guard;
         }
+        if (some && needs_all_lanes(ins->op)) {
+            note(m, V_DIVERGENCE, ALL_LANES, -1, warp->lanes, 0);
+            return 1;
+        }
+        if (some) keep_results(warp, ins, pool, kept);
         if (ins->op != OP_wgmma) {
             if (warp->product_count) check_registers(m, warp, ins, pool);
             for (int i = 0; i < ins->results; i++) warp->stamp[pool[i] / 64] = m->time;
@@ -207,11 +215,8 @@ static int run_warp(Machine *m, int index) {
             break;
         }
         case OP_bra:
-            if (mask == 0xffffffffu) warp->pc = (u32)ins->imm;
-            else if (mask) {
-                note(m, V_DIVERGENCE, ALL_LANES, -1, mask, 0);
-                return 1;
-            }
+            if (mask == warp->lanes) warp->pc = (u32)ins->imm;
+            else if (mask) part_lanes(warp, mask, (u32)ins->imm);
             break;
         case OP_ret: warp->done = 1; return 0;
         case OP_bar_sync: warp->waiting = 1; return 0;
@@ -239,6 +244,7 @@ static int run_warp(Machine *m, int index) {
         case OP_wgmma_wait: wait_for_wgmma(m, warp, (u32)ins->imm); break;
         case OP_fence_async: warp->fence_time = m->time; warp->fence_epoch = m->epoch; break;
         }
+        if (some) give_back_results(warp, ins, pool, kept);
     }
 }
 
@@ -265,6 +271,7 @@ static void reset(Machine *m) {
         warp->product_count = warp->product_group = 0;
         warp->fence_time = warp->fence_epoch = warp->wgmma_fence_time = 0;
         warp->warp_epoch = 1;
+        start_lanes(warp);
     }
 }
 
