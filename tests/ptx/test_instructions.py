@@ -267,7 +267,7 @@ def test_a_struct_as_parameter() -> None:
     assert launched((data, [source, out])) == []
     assert torch.equal(out, source + 15 - 1000000 + 7000 + 100)
     assert "global access out of bounds" in launched((data, [out]))[0]  # an address of nothing
-    with pytest.raises(ValueError, match=r"each tensor once in the struct, got that of \[1\] 0 times"):
+    with pytest.raises(ValueError, match="each tensor once in the struct"):
         launched((data, [source, out, torch.zeros(1)]))
     with pytest.raises(ValueError, match="32 bytes, got 24 of struct"):
         launched((data[:24], [source, out]))

@@ -152,7 +152,7 @@ TOGETHER = [
 
 @pytest.mark.parametrize("instruction", TOGETHER, ids=lambda text: text.split()[0].strip(";"))
 def test_instructions_of_a_whole_warp(instruction: str) -> None:
-    """Where both sides of a branch have come together all lanes are there, on one side they are not."""
+    """Behind a branch all lanes have come together; on one side of it some are missing."""
     start = """
     mov.b32 %r20, global_smem;
     shl.b32 %r21, %r0, 4;
