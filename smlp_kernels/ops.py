@@ -23,6 +23,7 @@ memory format, and of proj_h, bias_h, proj_w, bias_w, fuse and a bias [C], round
 of their weight, and empty tensors in the place of those not needed.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,10 @@ from smlp_kernels.launch import arch_of
 from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
+
+run_hopper: Callable[[Tensor, Weights], Tensor | None] | None = None
+if os.environ.get("SMLP_KERNELS_HOPPER") == "1":
+    from smlp_kernels.hopper import mix as run_hopper
 
 LIBRARY = torch.library.Library("smlp_kernels", "DEF")
 LIBRARY.define(
@@ -54,6 +59,8 @@ mix_backward = torch.ops.smlp_kernels.mix_backward.default
 
 def run_mix(x: Tensor, *weights: Any) -> Tensor:
     """``mix``: allocate and launch."""
+    if run_hopper is not None and (y := run_hopper(x, Weights(*weights))) is not None:
+        return y
     return forward.mix(x, Weights(*weights), arch_of(x), lambda call: call.launch(x))
 
 

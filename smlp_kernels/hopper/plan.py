@@ -74,7 +74,7 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
         return None
     given = [weight for weight in weights if weight is not None]
     converted = iter(in_type_of(x, *given))
-    weights = Weights(*(None if weight is None else next(converted) for weight in weights))
+    weights = Weights._make(None if weight is None else next(converted) for weight in weights)
     fuse, bias, y = weights.fuse, weights.bias, torch.empty_like(x)
     strides = fuse.stride()
     if fuse.dim() != 3:
