@@ -4,6 +4,7 @@ For bug reports, and for the question why a block runs on PyTorch.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,13 +17,16 @@ from collections.abc import Sequence
 import torch
 
 from smlp.testing import PRECISIONS
+from smlp_kernels import ops
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.axis import axis_tile
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
+from smlp_kernels.weights import Weights
 
 PACKAGES = ("smlp-kernels", "triton", "einops", "numpy")
 VARIABLES = (
     "SMLP_KERNELS_DISABLE",
+    "SMLP_KERNELS_HOPPER",
     "TRITON_INTERPRET",
     "TRITON_CACHE_DIR",
     "CUDA_VISIBLE_DEVICES",
@@ -80,7 +84,28 @@ def path_of(x: torch.Tensor) -> list[str]:
         for axis, size in (("H", height), ("W", width)):
             tile = axis_tile(size, channels, x.dtype, arch_of(x), forward)
             lines.append(f"{name} along {axis}: {tile or 'products of PyTorch'}")
+    lines.append(f"instead of the forward's, if channels_last: {hopper_path(x)}")
     return lines
+
+
+def hopper_path(x: torch.Tensor) -> str:
+    """The kernel in CUDA C++ that takes an input of this shape, type and device, or why none."""
+    if ops.run_hopper is None:
+        return "no Hopper kernel: they are off unless SMLP_KERNELS_HOPPER=1 is set"
+    from smlp_kernels import hopper
+
+    if arch_of(x) != hopper.ARCH:
+        return "no Hopper kernel: the compute capability is not 9.0"
+    _, channels, height, width = x.shape
+    like = functools.partial(torch.empty, dtype=x.dtype, device="meta")
+    projs = like(height, height), None, like(width, width), None
+    weights = Weights(*projs, like(channels, 3 * channels), None)
+    x_rows = like(x.shape, memory_format=torch.channels_last)
+    try:
+        kernel = hopper.prepare(x_rows, weights, x.device.index)
+    except hopper.UnavailableError as error:
+        return f"no Hopper kernel: {error}"
+    return "no Hopper kernel for this size and type" if kernel is None else f"{kernel.name}, loaded"
 
 
 def block_size(text: str) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """``warmup``: the kernels that a model launches, compiled before its first step, on all cores."""
 
+import contextlib
 import contextvars
 import copy
 import logging
@@ -162,6 +163,7 @@ def compile_all(operations: list[Operation]) -> int:
     """Compile what the operators launch; the number of different kernels."""
     wanted: dict[str, tuple[Call, Tensor]] = {}
     for operation in operations:
+        load_hopper(operation)
         for call in calls_of(operation):
             key = repr((call.plan.kernel, call.plan.options, launch.specialisation(call)))
             wanted[key] = call, operation.arguments[0]
@@ -186,6 +188,17 @@ def load(kernel: Any, device_of: Tensor) -> None:
         return
     with launch.on_device_of(device_of):
         _ = kernel.run
+
+
+def load_hopper(operation: Operation) -> None:
+    """Load the Hopper kernel that an operator would take; if that fails, its call says so."""
+    if ops.run_hopper is None or operation.operator is not ops.mix:
+        return
+    from smlp_kernels import hopper
+
+    x, *weights = (shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments)
+    with contextlib.suppress(hopper.UnavailableError):
+        hopper.prepare(x, Weights(*weights), operation.arguments[0].device.index)
 
 
 def calls_of(operation: Operation) -> list[Call]:

@@ -10,9 +10,9 @@ import torch
 import triton
 from torch import Tensor
 
-from smlp_kernels.hopper.driver import Driver, UnavailableError
+from smlp_kernels.hopper.driver import Driver, Kernel, UnavailableError
 from smlp_kernels.hopper.plan import call_of
-from smlp_kernels.launch import arch_of
+from smlp_kernels.launch import arch_of, capability
 from smlp_kernels.weights import Weights
 
 ARCH = 90  # no other: wgmma exists only there
@@ -42,6 +42,23 @@ def mix(x: Tensor, weights: Weights) -> Tensor | None:
         warn_once(str(error))
         return None
     return call.tensors[1]
+
+
+def prepare(x: Tensor, weights: Weights, device: int) -> Kernel | None:
+    """Load what :func:`mix` would launch; None where no kernel applies.
+
+    Args:
+        x: on any device; its values are not looked at, nor are those of the weights.
+        weights: any floating types, any strides.
+        device: where it would run.
+
+    Raises:
+        UnavailableError: if the kernel does not run there.
+    """
+    if capability(device) != ARCH:
+        return None
+    call = call_of(x, weights, multiprocessors(device))
+    return None if call is None else cuda_driver().load(call.plan, device)
 
 
 @functools.cache

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import triton
+from triton import knobs
 from triton.runtime.cache import get_cache_manager
 
 from smlp_kernels.hopper.plan import THREADS, Call, Plan
 
 TEXT = Path(__file__).with_name("kernels.ptx.xz")
 # Local memory of a thread in bytes, of which spilled registers are the only use. The strips keep
-# four of their addresses there, which are read once or twice a step; more would be an assembler
-# that spills in the inner loops.
+# three or four values there that are stored once, before their loop, and only read in it. More is
+# an assembler that nobody has looked at.
 LOCAL_BYTES, STRIPS_LOCAL_BYTES = 0, 16
-LOCAL_SIZE_BYTES, NUM_REGS, MAX_DYNAMIC_SHARED_SIZE_BYTES = 3, 4, 8  # CUfunction_attribute
+LOCAL_SIZE_BYTES, MAX_DYNAMIC_SHARED_SIZE_BYTES = 3, 8  # CUfunction_attribute
 
 
 class UnavailableError(RuntimeError):
@@ -33,9 +33,9 @@ class UnavailableError(RuntimeError):
 class Kernel(NamedTuple):
     """A kernel on a device."""
 
+    name: str
     function: ctypes.c_void_p
     context: ctypes.c_void_p  # the device's primary one, which torch uses as well
-    registers: int  # of a thread
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def binary_of(kernel: str) -> bytes:
     """
     text = ptx_of(kernel).encode()
     try:
-        ptxas = triton.knobs.nvidia.ptxas
+        ptxas = knobs.nvidia.ptxas
         version = f"{ptxas.path} {ptxas.version}".encode()
         cache = get_cache_manager(hashlib.sha256(text + version).hexdigest())
         if path := cache.get_file(f"{kernel}.cubin"):
@@ -119,7 +119,7 @@ class Driver:
         return kernel
 
     def _load(self, plan: Plan, device: int) -> Kernel:
-        number, local, registers = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        number, local = ctypes.c_int(), ctypes.c_int()
         context, module, function = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(number), device)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
@@ -128,7 +128,6 @@ class Driver:
             name = plan.kernel.encode()
             self._call("cuModuleGetFunction", ctypes.byref(function), module, name)
             self._call("cuFuncGetAttribute", ctypes.byref(local), LOCAL_SIZE_BYTES, function)
-            self._call("cuFuncGetAttribute", ctypes.byref(registers), NUM_REGS, function)
             allowed = STRIPS_LOCAL_BYTES if "strips" in plan.kernel else LOCAL_BYTES
             if local.value > allowed:
                 raise UnavailableError(
@@ -137,7 +136,7 @@ class Driver:
                 )
             size = MAX_DYNAMIC_SHARED_SIZE_BYTES, plan.shared
             self._call("cuFuncSetAttribute", function, *size)
-        return Kernel(function, context, registers.value)
+        return Kernel(plan.kernel, function, context)
 
     @contextmanager
     def _current(self, context: ctypes.c_void_p) -> Iterator[None]:

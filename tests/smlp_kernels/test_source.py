@@ -20,6 +20,7 @@ WAITING = re.compile(r"atomic|inline_asm|barrier|volatile|semaphore|(^|_)lock$")
 # Others' variables are read to show them, not to act on them.
 OWN_VARIABLES = {
     "SMLP_KERNELS_DISABLE",
+    "SMLP_KERNELS_HOPPER",
     "TRITON_INTERPRET",
 }
 OWN_FOLDERS = {*PACKAGES, "tools", "benchmarks", "docs", "tests"}
