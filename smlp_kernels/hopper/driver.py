@@ -19,6 +19,7 @@ from triton.runtime.cache import get_cache_manager
 from smlp_kernels.hopper.plan import THREADS, Call, Plan
 
 TEXT = Path(__file__).with_name("kernels.ptx.xz")
+OPTIONS = ("-arch=sm_90a", "-O3")  # of ptxas
 # Local memory of a thread in bytes, of which spilled registers are the only use. The strips keep
 # three or four values there that are stored once, before their loop, and only read in it. More is
 # an assembler that nobody has looked at.
@@ -61,7 +62,7 @@ def binary_of(kernel: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "source.ptx"), Path(folder, "binary.cubin")
             source.write_bytes(text)
-            command = [ptxas.path, "-arch=sm_90a", "-O3", str(source), "-o", str(target)]
+            command = [ptxas.path, *OPTIONS, str(source), "-o", str(target)]
             subprocess.run(command, check=True, capture_output=True)
             binary = target.read_bytes()
         cache.put(binary, f"{kernel}.cubin")
