@@ -104,7 +104,7 @@ def all_rows(recorder: Recorder) -> list[dict[str, Any]]:
 def chunk_tables(recorder: Recorder) -> list[str]:
     """GPU microseconds of the fused block by the scratch memory that a chunk of images takes."""
     text = []
-    sizes = [f"{mib} MiB" for mib in measure_block.CHUNK_MIB]
+    sizes = [f"{megabytes} MB" for megabytes in measure_block.CHUNK_MB]
     for pass_ in measure_block.CHUNK_PASSES:
         lines = [
             (str(shape), *(f"{found[size][pass_]['us']:.1f}" for size in sizes))

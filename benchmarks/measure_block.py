@@ -18,7 +18,7 @@ from smlp_kernels.kernels import backward, mix, rows
 from smlp_kernels.kernels.axis import matrix_columns
 from smlp_kernels.kernels.products import add_product
 
-CHUNK_MIB = (16, 24, 33, 48, 64)  # of scratch memory; an H100 has 50 MB of L2
+CHUNK_MB = (16, 24, 32, 48, 64)  # of scratch memory; an H100 has 50 MB of L2
 CHUNK_PASSES = ("inference", "fwd+bwd")
 HOST_SHAPE = Shape("host", 4, 96, 14, 14)  # a few microseconds of device work: the host is slower
 
@@ -79,13 +79,13 @@ def chunks(shape: Shape) -> Measurement:
         ceilings = context.measured_ceilings()
         floors = {pass_: floor_us(shape, pass_, "bf16", ceilings) for pass_ in CHUNK_PASSES}
         with open_workbench(shape, "bf16", "channels_last") as bench:
-            for mib in CHUNK_MIB:
-                with chunks_of(mib << 20):
+            for megabytes in CHUNK_MB:
+                with chunks_of(megabytes * 1_000_000):
                     times = {
                         pass_: bench.gpu_times([PROVIDERS["fused"]], pass_)["fused"].us
                         for pass_ in CHUNK_PASSES
                     }
-                context.so_far[f"{mib} MiB"] = {
+                context.so_far[f"{megabytes} MB"] = {
                     pass_: {"us": us, "share_of_floor": floors[pass_] / us}
                     for pass_, us in times.items()
                 }

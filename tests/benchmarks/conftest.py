@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure_block import CHUNK_MIB, CHUNK_PASSES
+from benchmarks.measure_block import CHUNK_MB, CHUNK_PASSES
 from benchmarks.recorder import Recorder
 
 CEILINGS = {
@@ -42,8 +42,8 @@ def _write(folder: Path, commits: tuple[str, str] = ("abc", "abc")) -> Recorder:
         "tuned": {"rows": tuned, "failures": {}},
         "growth": {"rows": growth, "failures": {}},
         "chunks small-14": {
-            f"{mib} MiB": {p: {"us": us, "share_of_floor": 0.5} for p in CHUNK_PASSES}
-            for mib, us in zip(CHUNK_MIB, (9.0, 8.0, 7.0, 8.0, 9.0), strict=True)
+            f"{megabytes} MB": {p: {"us": us, "share_of_floor": 0.5} for p in CHUNK_PASSES}
+            for megabytes, us in zip(CHUNK_MB, (9.0, 8.0, 7.0, 8.0, 9.0), strict=True)
         },
         "host time": {"fused": {"inference": 20.0}, "empty_function": 4.0},
     }

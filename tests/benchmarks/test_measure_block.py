@@ -118,17 +118,17 @@ def test_chunks_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def gpu_times(bench, wanted, pass_):
-        sizes.append(rows.CHUNK_BYTES >> 20)
+        sizes.append(rows.CHUNK_BYTES // 1_000_000)
         return {one.name: GpuTime(20.0, 25.0, "graph", 21.0) for one in wanted}
 
     before = rows.CHUNK_BYTES
     monkeypatch.setattr(Workbench, "gpu_times", gpu_times)
     found = measure_block.chunks(SHAPE).run(_context())
     assert before == rows.CHUNK_BYTES
-    assert sizes == [mib for mib in measure_block.CHUNK_MIB for _ in measure_block.CHUNK_PASSES]
-    assert found.keys() == {f"{mib} MiB" for mib in measure_block.CHUNK_MIB}
+    assert sizes == [size for size in measure_block.CHUNK_MB for _ in measure_block.CHUNK_PASSES]
+    assert found.keys() == {f"{megabytes} MB" for megabytes in measure_block.CHUNK_MB}
     floor = floor_us(SHAPE, "inference", "bf16", CEILINGS)
-    share = found["16 MiB"]["inference"]["share_of_floor"]
+    share = found["16 MB"]["inference"]["share_of_floor"]
     assert share == pytest.approx(floor / 20)
 
 

@@ -237,10 +237,12 @@ def test_scratch_memory_is_bounded() -> None:
             torch.bfloat16, "ieee", 90,
         )  # fmt: skip
         copies = channels * sum(not is_rows for is_rows in dense)
-        assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= rows.CHUNK_BYTES
+        assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= rows.CHUNK_BYTES == 32_000_000
         assert sum(chunk.pixels for chunk in plan.chunks) == 128 * height * width
         if all(dense) and height <= 14:
-            assert 4 * len(plan.chunks) + 1 <= 9  # launches
+            # half a batch of 14x14 C 448 takes 34 MB
+            most = 3 if (height, channels) == (14, 448) else 2
+            assert len(plan.chunks) <= most  # of four launches each, and one for the sums
 
 
 def test_offsets_inside_a_chunk_fit_31_bits() -> None:
