@@ -5,8 +5,7 @@ import logging
 from torch import nn
 
 from smlp import SMLPBlock
-from smlp_kernels.foldable import Foldable, foldable
-from smlp_kernels.folding import FoldedSMLPBlock
+from smlp_kernels.folding import Foldable, FoldedSMLPBlock, foldable
 from smlp_kernels.modules import FusedSMLPBlock
 
 logger = logging.getLogger(__name__)
@@ -39,21 +38,18 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
         ValueError: if there is nothing to swap, or with ``fold`` nothing that folds, as where all
             is in training mode; the model is left as it was.
     """
-    _require_module(model)
-    found = foldable(model) if fold else Foldable({}, {})
+    found = foldable(_module(model)) if fold else Foldable({}, {})
     if fold and not found.parts:
         raise ValueError(
             "model: expected something that folds (fold=False swaps the blocks alone), got "
             f"{type(model).__name__} with {_described(found.left) or 'no part of a known kind'}"
         )
-    if not fold:
-        _require_blocks(model, SMLPBlock)
     for name, part in found.parts.items():
         model.set_submodule(name, part.eval())
     if found.left:
         logger.warning("parts left as they were, not folded: %s", _described(found.left))
     folded = sum(isinstance(part, FoldedSMLPBlock) for part in found.parts.values())
-    return folded + _swap(model, SMLPBlock, FusedSMLPBlock)
+    return folded + _swap(model, SMLPBlock, FusedSMLPBlock, needed=not fold)
 
 
 def _described(left: dict[str, str]) -> str:
@@ -67,49 +63,45 @@ def unfuse_model(model: nn.Module) -> int:
 
     Args, returns and errors as for :func:`fuse_model`.
     """
-    _require_module(model)
-    _require_blocks(model, FusedSMLPBlock)
     return _swap(model, FusedSMLPBlock, SMLPBlock)
 
 
-def _swap(model: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock]) -> int:
+def _swap(
+    model: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock], *, needed: bool = True
+) -> int:
     """The two classes differ in ``forward`` alone, so changing the class is the whole swap."""
-    blocks = _blocks_of(model, old)
-    for block in blocks:
-        block.__class__ = _with_base(type(block), old, new)
-    return len(blocks)
-
-
-def _blocks_of(model: nn.Module, kind: type[SMLPBlock]) -> list[nn.Module]:
-    return [m for m in model.modules() if type(m) is kind or _is_distributed(type(m), kind)]
-
-
-def _is_distributed(kind: type[nn.Module], base: type[SMLPBlock]) -> bool:
-    """Whether ``fully_shard`` or the like made it of ``base``: the same forward, other hooks."""
-    bases = kind.__bases__
-    return (
-        len(bases) == 2
-        and bases[1] is base
-        and bases[0].__module__.startswith("torch.distributed.")
-        and kind.forward is base.forward
-    )
-
-
-def _with_base(kind: type, old: type[SMLPBlock], new: type[SMLPBlock]) -> type:
-    if kind is old:
-        return new
-    name = kind.__name__.replace(old.__name__, new.__name__)
-    return type(name, (kind.__bases__[0], new), dict(vars(kind)))
-
-
-def _require_module(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-
-
-def _require_blocks(model: nn.Module, kind: type[SMLPBlock]) -> None:
-    if not _blocks_of(model, kind):
+    swaps = [(m, kind) for m in _module(model).modules() if (kind := _swapped(type(m), old, new))]
+    if needed and not swaps:
         raise ValueError(
-            f"model: expected at least one {kind.__name__} to swap, found none in "
+            f"model: expected at least one {old.__name__} to swap, found none in "
             f"{type(model).__name__}"
         )
+    for module, kind in swaps:
+        module.__class__ = kind
+    return len(swaps)
+
+
+def _swapped(
+    kind: type[nn.Module], old: type[SMLPBlock], new: type[SMLPBlock]
+) -> type[nn.Module] | None:
+    """The class to swap ``kind`` for, or None if it is neither ``old`` nor made of it.
+
+    ``fully_shard`` and its like make a class of it with the same forward and other hooks.
+    """
+    if kind is old:
+        return new
+    wrapper, *others = kind.__bases__
+    if (
+        others != [old]
+        or not wrapper.__module__.startswith("torch.distributed.")
+        or kind.forward is not old.forward
+    ):
+        return None
+    name = kind.__name__.replace(old.__name__, new.__name__)
+    return type(name, (wrapper, new), dict(vars(kind)))
+
+
+def _module(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return model

@@ -11,7 +11,7 @@ from smlp import SMLPBlock
 from smlp.smlpnet import SMLPNetLayer
 from smlp.sparse_mlp import PreNormResidual
 from smlp_kernels import FusedSMLPBlock, fuse_model
-from smlp_kernels.foldable import foldable
+from smlp_kernels.folding import foldable
 from tests.smlp_kernels.test_folding import IMAGES, smlpnet, sparse_mlp
 
 # The first layer of the second stage, whose parts these are, by name.
