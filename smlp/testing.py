@@ -4,6 +4,7 @@ The one definition that tests, benchmarks, :func:`smlp_kernels.testing.check_blo
 page hold the block to.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -175,6 +176,52 @@ def assert_close(
         raise AssertionError(f"{name}: {found.problem}")
 
 
+def training_step(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor | None], dy: Tensor
+) -> dict[str, Tensor]:
+    """The output of a function of a block's arguments, and the gradients they want, by name."""
+    named = zip(NAMES, arguments, strict=True)
+    wanted = {name: a for name, a in named if a is not None and a.requires_grad}
+    y = function(*arguments)
+    gradients = torch.autograd.grad(y, list(wanted.values()), dy) if wanted else ()
+    return {"output": y.detach(), **dict(zip(wanted, gradients, strict=True))}
+
+
+def compare_block(
+    function: Callable[..., Tensor],
+    arguments: Sequence[Tensor | None],
+    dy: Tensor,
+    *,
+    eps: float,
+    peer: Callable[..., Tensor] = formula,
+) -> list[Comparison]:
+    """Hold output and gradients of a function to the formula in float64, see :func:`compare`.
+
+    Args:
+        function: of a block's arguments, in the order of ``NAMES``.
+        arguments: what it is called with; gradients of those that want one are compared.
+        dy: the gradient of its output, ``[B, C, H, W]``.
+        eps: unit roundoff of the precision.
+        peer: the same in PyTorch, at the same precision.
+    """
+    actual, by_peer = (training_step(f, arguments, dy) for f in (function, peer))
+    exact = training_step(formula, to_float64(arguments), dy.double())
+    terms = training_step(formula, squared(arguments), dy.double().square())
+    batch, channels, height, width = dy.shape
+    return [
+        compare(
+            value,
+            exact[name],
+            by_peer[name],
+            eps=eps,
+            name=name if name == "output" else f"gradient of {name}",
+            reduction=reduction(name, batch, height, width, channels),
+            terms=terms[name].sqrt(),
+        )
+        for name, value in actual.items()
+    ]
+
+
 def random_arguments(
     batch: int,
     height: int,
@@ -210,7 +257,7 @@ def random_arguments(
     ]
 
 
-def to_float64(arguments: list[Tensor | None]) -> list[Tensor | None]:
+def to_float64(arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Exact float64 copies that want gradients where the originals do."""
     return [
         None if a is None else a.detach().double().requires_grad_(a.requires_grad)
@@ -218,7 +265,7 @@ def to_float64(arguments: list[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
-def squared(arguments: list[Tensor | None]) -> list[Tensor | None]:
+def squared(arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Their squares in float64, which want gradients where they do: see ``terms``."""
     return [
         None if a is None else a.detach().double().square().requires_grad_(a.requires_grad)

@@ -16,20 +16,19 @@ logger.addHandler(logging.NullHandler())
 def require_versions() -> None:
     """Raise an ImportError that names package, version found and version needed."""
     for package, minimum in MINIMUM.items():
-        needed = ".".join(map(str, minimum))
+        cause = None
         try:
             # a folder that happens to have the package's name imports too, and has no version
             found = importlib.import_module(package).__version__
+            if release(found) >= minimum:
+                continue
+            problem = f"found {found}"
         except (ImportError, AttributeError) as error:
-            raise ImportError(
-                f"smlp_kernels needs {package} >= {needed}, which cannot be imported ({error}); "
-                "the package smlp works without it"
-            ) from error
-        if release(found) < minimum:
-            raise ImportError(
-                f"smlp_kernels needs {package} >= {needed}, found {found}; "
-                "the package smlp works without it"
-            )
+            problem, cause = f"which cannot be imported ({error})", error
+        raise ImportError(
+            f"smlp_kernels needs {package} >= {'.'.join(map(str, minimum))}, {problem}; "
+            "the package smlp works without it"
+        ) from cause
 
 
 def release(text: str) -> tuple[int, ...]:

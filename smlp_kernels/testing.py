@@ -3,42 +3,26 @@
 With what it is decided by, from :mod:`smlp.testing`: the formula, and the error that is allowed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from smlp.sizes import positive_int
 from smlp.testing import (
     EPS,
-    NAMES,
-    PRECISIONS,
+    TF32_EPS,
     Comparison,
     assert_close,
     compare,
+    compare_block,
     formula,
     random_arguments,
-    reduction,
-    relative_error,
-    squared,
-    to_float64,
 )
 from smlp_kernels.functional import fallback_reason, fused_smlp
 from smlp_kernels.launch import INTERPRETED, input_precision
 
-__all__ = [
-    "EPS",
-    "NAMES",
-    "PRECISIONS",
-    "BlockReport",
-    "Comparison",
-    "assert_close",
-    "check_block",
-    "compare",
-    "formula",
-    "relative_error",
-]
+__all__ = ["BlockReport", "Comparison", "assert_close", "check_block", "compare", "formula"]
 
 
 @dataclass(frozen=True)
@@ -109,13 +93,8 @@ def check_block(
         TypeError: if a size is no integer.
         AssertionError: if a result is not equal to rounding; its message is the report.
     """
-    sizes = (
-        positive_int("batch", batch),
-        positive_int("height", height),
-        positive_int("width", width),
-        positive_int("channels", channels),
-    )
-    batch, height, width, channels = sizes
+    named = {"batch": batch, "height": height, "width": width, "channels": channels}
+    batch, height, width, channels = (positive_int(*item) for item in named.items())
     try:
         empty = torch.empty(batch, channels, height, width, dtype=dtype, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
@@ -124,53 +103,23 @@ def check_block(
         raise ValueError(
             f"device, dtype, sizes: expected a block that runs on the kernels, but {reason}"
         )
-    x, weights = random_arguments(*sizes, dtype, device=device, bias=bias, seed=seed)
-    dy, _ = random_arguments(*sizes, dtype, device=device, seed=seed + 1)
+    random = partial(random_arguments, batch, height, width, channels, dtype, device=device)
+    (x, weights), (dy, _) = random(bias=bias, seed=seed), random(seed=seed + 1)
     x, dy = (t.contiguous(memory_format=memory_format) for t in (x, dy))
-    arguments = [x, *weights]
-    for argument in arguments:
+    for argument in (x, *weights):
         if argument is not None:
             argument.requires_grad_()
+    as_tf32 = input_precision(dtype) == "tf32"
+    eps = TF32_EPS if as_tf32 else EPS[dtype]
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        actual = training_step(fused_smlp, arguments, dy)
-        exact = training_step(formula, to_float64(arguments), dy.double())
-        peer = training_step(formula, arguments, dy)
-        terms = training_step(formula, squared(arguments), dy.double().square())
-    products = input_precision(dtype)
-    eps = next(p.eps for p in PRECISIONS.values() if (p.dtype, p.products) == (dtype, products))
-    results = [
-        compare(
-            value,
-            exact[name],
-            peer[name],
-            eps=eps,
-            name=name if name == "output" else f"gradient of {name}",
-            reduction=reduction(name, *sizes),
-            terms=terms[name].sqrt(),
-        )
-        for name, value in actual.items()
-    ]
-    place = "in Triton's interpreter" if INTERPRETED else f"on {device_name(x.device)}"
+        results = compare_block(fused_smlp, [x, *weights], dy, eps=eps)
+    gpu = torch.cuda.get_device_name(x.device) if x.is_cuda else x.device.type
     report = BlockReport(
         f"block {height}x{width}, {channels} channels, batch {batch}, "
-        f"{str(dtype).removeprefix('torch.')}{' as TF32' if products == 'tf32' else ''}, {place}",
+        f"{str(dtype).removeprefix('torch.')}{' as TF32' if as_tf32 else ''}, "
+        + ("in Triton's interpreter" if INTERPRETED else f"on {gpu}"),
         tuple(results),
     )
     if not report.is_right:
         raise AssertionError(f"the kernels are wrong here, please report it:\n{report}")
     return report
-
-
-def training_step(
-    function: Callable[..., Tensor], arguments: list[Tensor | None], dy: Tensor
-) -> dict[str, Tensor]:
-    """Output and gradients of a function of a block's arguments, by name."""
-    y = function(*arguments)
-    given = {n: a for n, a in zip(NAMES, arguments, strict=True) if a is not None}
-    gradients = torch.autograd.grad(y, list(given.values()), dy)
-    return {"output": y.detach(), **dict(zip(given, gradients, strict=True))}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's own name, or the kind of device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

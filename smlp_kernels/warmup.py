@@ -7,22 +7,21 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from smlp_kernels import launch, ops
-from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.backward import mix_backward
 from smlp_kernels.kernels.mix import mix
 from smlp_kernels.launch import Call
-from smlp_kernels.modules import FusedSMLPBlock
 from smlp_kernels.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -34,13 +33,6 @@ class WarmupReport(NamedTuple):
 
     kernels: int  # different ones that the blocks need
     seconds: float  # few where Triton's cache on disk had them
-
-
-class Operation(NamedTuple):
-    """An operator of :mod:`smlp_kernels.ops` and the arguments it was given."""
-
-    operator: Any
-    arguments: tuple[Any, ...]
 
 
 def warmup(
@@ -77,7 +69,7 @@ def warmup(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not fused_blocks(model):
+    if not any(map(may_run_on_kernels, model.modules())):
         raise ValueError(
             f"model: expected at least one fused block, found none in {type(model).__name__}; "
             "smlp_kernels.fuse_model swaps them in"
@@ -86,20 +78,21 @@ def warmup(
     if len(sizes) != 4 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"input_shape: expected four positive integers, got {input_shape!r}")
     start = time.perf_counter()
-    operations, reasons = record(model, sizes, dtype, memory_format, training)
-    if not operations:
+    calls, reasons = record(model, sizes, dtype, memory_format, training)
+    if not calls:
         raise ValueError(
             f"model: expected a fused block that runs on the kernels, found none in "
             f"{type(model).__name__}: {'; '.join(reasons) or 'none of them is run'}"
         )
-    report = WarmupReport(compile_all(operations), time.perf_counter() - start)
+    compile_all(calls)
+    report = WarmupReport(len(calls), time.perf_counter() - start)
     logger.info("%d kernels compiled in %.1f s", *report)
     return report
 
 
-def fused_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks inside ``model`` that may run on the kernels."""
-    return [m for m in model.modules() if isinstance(m, FusedSMLPBlock | FoldedSMLPBlock)]
+def may_run_on_kernels(module: nn.Module) -> bool:
+    """Whether it is a fused or folded block: these name a class that runs on PyTorch."""
+    return hasattr(module, "plain_class")
 
 
 def record(
@@ -108,8 +101,11 @@ def record(
     dtype: torch.dtype | None,
     memory_format: torch.memory_format,
     training: bool,
-) -> tuple[list[Operation], list[str]]:
-    """The operators that a step calls, and why blocks call none; nothing is computed."""
+) -> tuple[list[tuple[Call, Tensor]], list[str]]:
+    """The different kernels that a step launches, each with a tensor of its device.
+
+    And why blocks launch none. Nothing is computed.
+    """
     fake = FakeTensorMode()
     # A copy without values keeps the strides, which the kernels are compiled for. Not by
     # functional_call, which leaves such values in modules that are used in two places.
@@ -118,7 +114,7 @@ def record(
     state = [*model.parameters(), *model.buffers()]
     first = next(value for value in state if value.is_floating_point())
     reasons: dict[str | None, None] = {}
-    for block in fused_blocks(model):
+    for block in filter(may_run_on_kernels, model.modules()):
         block.register_forward_pre_hook(
             lambda _, arguments: reasons.setdefault(fallback_reason(arguments[0]))
         )
@@ -140,82 +136,67 @@ def record(
         if training and wanted and outputs:
             dy = [torch.empty_like(y) for y in outputs]
             torch.autograd.grad(outputs, wanted, dy, allow_unused=True)
-    return recorder.operations, [reason for reason in reasons if reason is not None]
+    return list(recorder.calls.values()), [reason for reason in reasons if reason is not None]
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the arguments of the two operators on their way to the device."""
+    """Keeps what the two operators would launch on their way to the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[Operation] = []
+        self.calls: dict[str, tuple[Call, Tensor]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
         if func in (ops.mix, ops.mix_backward):
-            self.operations.append(Operation(func, (*args, *kwargs.values())))
-        return func(*args, **kwargs)
+            arch, keep = launch.arch_of(args[0]), partial(self.keep, args[0])
+            with unset_fake_temporarily():  # Triton wants addresses; those of meta tensors are 0
+                first, second, *_ = meta = tuple(map(on_meta, args))
+                if func is ops.mix:
+                    load_hopper(args[0].device, first, Weights(*meta[1:]))
+                    mix(first, Weights(*meta[1:]), arch, keep)
+                else:
+                    mix_backward(first, second, *ops.split_arguments(meta[2:]), arch, keep)
+        return func(*args, **(kwargs or {}))
+
+    def keep(self, x: Tensor, call: Call) -> None:
+        """Keep a call, on the device of ``x``, for which another kernel is compiled."""
+        key = repr((call.plan.kernel, call.plan.options, launch.specialisation(call)))
+        self.calls.setdefault(key, (call, x))
 
 
-def compile_all(operations: list[Operation]) -> int:
-    """Compile what the operators launch; the number of different kernels."""
-    wanted: dict[str, tuple[Call, Tensor]] = {}
-    for operation in operations:
-        load_hopper(operation)
-        for call in calls_of(operation):
-            key = repr((call.plan.kernel, call.plan.options, launch.specialisation(call)))
-            wanted[key] = call, operation.arguments[0]
+def compile_all(calls: list[tuple[Call, Tensor]]) -> None:
+    """Compile and load kernels, each for the device of a tensor, on all cores."""
+
+    def compiled() -> list[Any]:
+        with triton.AsyncCompileMode(pool):
+            kernels = [call.compile(x) for call, x in calls]
+        return [kernel.result() if hasattr(kernel, "result") else kernel for kernel in kernels]
+
+    def load(kernel: Any, x: Tensor) -> None:
+        if kernel is not None:  # as in the interpreter
+            with launch.on_device_of(x):
+                _ = kernel.run  # builds the launcher: seconds of a C compiler in Triton 3.6
+
     with ThreadPoolExecutor() as pool:
         # in a context that ends here: Triton leaves its mode on where a compilation fails
-        kernels = contextvars.copy_context().run(compiled, pool, list(wanted.values()))
-        devices = [x for _, x in wanted.values()]
-        list(pool.map(load, kernels, devices))  # a list raises what a thread raised
-    return len(wanted)
+        kernels = contextvars.copy_context().run(compiled)
+        list(pool.map(load, kernels, [x for _, x in calls]))  # a list raises what a thread raised
 
 
-def compiled(pool: ThreadPoolExecutor, calls: list[tuple[Call, Tensor]]) -> list[Any]:
-    """Triton's compiled kernels of some calls, compiled on the threads of a pool."""
-    with triton.AsyncCompileMode(pool):
-        kernels = [call.compile(x) for call, x in calls]
-    return [kernel.result() if hasattr(kernel, "result") else kernel for kernel in kernels]
-
-
-def load(kernel: Any, device_of: Tensor) -> None:
-    """Build a kernel's launcher, which takes seconds of a C compiler in Triton 3.6, and load it."""
-    if launch.INTERPRETED:
-        return
-    with launch.on_device_of(device_of):
-        _ = kernel.run
-
-
-def load_hopper(operation: Operation) -> None:
-    """Load the Hopper kernel that an operator would take; if that fails, its call says so."""
-    if ops.run_hopper is None or operation.operator is not ops.mix:
+def load_hopper(device: torch.device, x: Tensor, weights: Weights) -> None:
+    """Load the Hopper kernel that ``mix`` would take; if that fails, its call says so."""
+    if ops.run_hopper is None:
         return
     from smlp_kernels import hopper
 
-    x, *weights = (shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments)
     with contextlib.suppress(hopper.UnavailableError):
-        hopper.prepare(x, Weights(*weights), operation.arguments[0].device.index)
+        hopper.prepare(x, weights, device.index)
 
 
-def calls_of(operation: Operation) -> list[Call]:
-    """What an operator launches for arguments such as it was given, on tensors without memory."""
-    operator, (first, *_) = operation
-    arch = launch.arch_of(first)
-    arguments: Any = [shape_of(a) if isinstance(a, Tensor) else a for a in operation.arguments]
-    calls: list[Call] = []
-    if operator is ops.mix_backward:
-        dy, x, *others = arguments
-        mix_backward(dy, x, *ops.split_arguments(others), arch, calls.append)
-        return calls
-    x, *weights = arguments
-    mix(x, Weights(*weights), arch, calls.append)
-    return calls
-
-
-def shape_of(tensor: Tensor) -> Tensor:
-    """Shape, strides and type of a tensor, without memory."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def on_meta(value: Any) -> Any:
+    """A tensor of the same shape, strides and type without memory; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smlp.functional import smlp
-from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
+from smlp.testing import EPS, NAMES, compare_block
 from smlp_kernels import fused_smlp
 from tests.smlp_kernels.oracle import Case, in_layout
 
@@ -54,33 +54,10 @@ def test_block(
             arguments[index] = None
         elif name in wanted:
             arguments[index].requires_grad_()
-    names = [n for n, a in zip(NAMES, arguments, strict=True) if a is not None and a.requires_grad]
     dy = in_layout(case.arguments(dtype, "contiguous", seed + 1)[0], gradient_layout)
-
-    exact_arguments = to_float64(arguments)
-    squares = to_squares(exact_arguments)  # every result is a sum of products of its arguments
-    exact, peer, actual = formula(*exact_arguments), smlp(*arguments), fused_smlp(*arguments)
-    terms = formula(*squares)
-    assert_close(actual, exact, peer, eps=EPS[dtype], terms=terms.detach().sqrt())
-    if not names:
-        assert not actual.requires_grad
-        return
-    gradients = []
-    for output, inputs, incoming in (
-        (actual, arguments, dy),
-        (exact, exact_arguments, dy.double()),
-        (peer, arguments, dy),
-        (terms, squares, dy.double().square()),
-    ):
-        leaves = [a for a in inputs if a is not None and a.requires_grad]
-        gradients.append(torch.autograd.grad(output, leaves, incoming))
-    for name, a, e, p, t in zip(names, *gradients, strict=True):
-        reduction = case.reduction(name)
-        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction, terms=t.sqrt())
-
-
-def to_squares(arguments: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    return [
-        None if a is None else a.detach().square().requires_grad_(a.requires_grad)
-        for a in arguments
-    ]
+    results = compare_block(fused_smlp, arguments, dy, eps=EPS[dtype], peer=smlp)
+    assert len(results) == 1 + sum(a is not None and a.requires_grad for a in arguments)
+    for result in results:
+        assert result.problem is None, f"{result.name}: {result.problem}"
+    if len(results) == 1:
+        assert not fused_smlp(*arguments).requires_grad
