@@ -12,6 +12,7 @@ from benchmarks.report import Report, tables
 from benchmarks.roofline import PASSES, Ceilings, describe, measure_ceilings
 from benchmarks.timing import Call, l2_flush
 from benchmarks.workbench import CompileBudget, Workbench, open_workbench
+from smlp.machine import in_words
 
 # Without a GPU every provider and pass runs once on shapes that take milliseconds.
 _OPTIONS: dict[str, tuple[str, str, Iterable[str]]] = {  # default with a GPU, without, choices
@@ -59,8 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    facts = ", ".join(f"{name} {value}" for name, value in environment.describe().items())
-    return [f"benchmarks on: {facts}"]
+    return [f"benchmarks on: {in_words(environment.describe())}"]
 
 
 @pytest.fixture(scope="session")

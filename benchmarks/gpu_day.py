@@ -33,6 +33,7 @@ from benchmarks.roofline import Ceilings, describe, measure_ceilings
 from benchmarks.rows import compare
 from benchmarks.shapes import DEMO, GROUPS, GROWTH, STAGES
 from benchmarks.standalone import VARIANTS
+from smlp.machine import in_words
 from smlp.tables import markdown_table
 
 QUICK = ("eager_nchw", "eager_nhwc", "handwritten", "fused")
@@ -163,7 +164,7 @@ def conclude(recorder: Recorder, folder: Path, command: str) -> None:
     facts = measured[-1]["environment"] if measured else environment.describe()
     ceilings = next((e["ceilings"] for e in reversed(measured) if e["ceilings"]), None)
 
-    text = ["# GPU day", "", f"`{command}`: " + ", ".join(f"{k} {v}" for k, v in facts.items())]
+    text = ["# GPU day", "", f"`{command}`: {in_words(facts)}"]
     commits = sorted({str(entry["environment"]["commit"]) for entry in measured})
     if len(commits) > 1:
         text += ["", f"MEASURED AT DIFFERENT COMMITS: {', '.join(commits)}"]

@@ -21,6 +21,7 @@ from benchmarks.roofline import matmul_precision
 from benchmarks.shapes import DTYPES, STAGES, Shape
 from smlp import SMLPBlock
 from smlp.files import write_atomically
+from smlp.machine import in_words
 from smlp.tables import markdown_table
 from smlp.testing import relative_error
 
@@ -107,12 +108,8 @@ def table(measured: list[Errors], on_gpu: bool) -> str:
     """Markdown: what it was measured on, then a line a row."""
     facts = describe()
     device = facts["gpu"] if on_gpu else f"Executed PTX for sm_{EXECUTED_ARCH} on a CPU"
-    head = [
-        f"{device}, "
-        + ", ".join(f"{name} {facts[name]}" for name in FACTS if facts.get(name) is not None)
-        + ". Reproduce: `python -m benchmarks.numerics`.",
-        "",
-    ]
+    versions = in_words(facts, FACTS)
+    head = [f"{device}, {versions}. Reproduce: `python -m benchmarks.numerics`.", ""]
     if not on_gpu:
         head += [
             "Batch 1. The kernels as compiled, without a GPU (`tests/ptx/README.md`): operands are "

@@ -14,6 +14,7 @@ from benchmarks.providers import PROVIDERS
 from benchmarks.roofline import PASSES, Ceilings, describe
 from benchmarks.rows import best_torch
 from benchmarks.shapes import BY_NAME
+from smlp.machine import in_words
 from smlp.tables import markdown_table
 
 COMMAND = "make gpu-day"
@@ -51,7 +52,7 @@ class Report:
 
     def source(self, command: str) -> str:
         """The command, the machine and the ceilings, in a sentence."""
-        facts = ", ".join(f"{k} {self.environment[k]}" for k in FACTS if k in self.environment)
+        facts = in_words(self.environment, FACTS)
         return f"Measured by `{command}`: {facts}; {describe(self.ceilings)}."
 
 

@@ -11,7 +11,6 @@ import copy
 import csv
 import gc
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from smlp import SMLPBlock, receptive_field
 from smlp.data import mnist5k
 from smlp.files import write_atomically
+from smlp.machine import describe, in_words
 from smlp.pictures import draw_receptive_fields, new_figure
 from smlp.testing import EPS, Comparison, compare
 from smlp.train import TrainConfig, train
@@ -118,8 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     draw_receptive_fields(regions, title).savefig(out / "receptive_field.png")
     lines += [f"FAILED: {problem}" for problem in problems]
     command = f"{COMMAND} --epochs {config.epochs} --seed {config.seed} --device {config.device}"
-    versions = f"torch {torch.__version__}, triton {triton.__version__}"
-    lines += ["", f"{command}: {versions}, Python {platform.python_version()}"]
+    lines += ["", f"{command}: {in_words(describe(), ('torch', 'triton', 'python'))}"]
     write_atomically(out / "report.txt", "\n".join([*lines, ""]).encode())
     print("", *lines, f"Written to {out}: report.txt, loss.png, receptive_field.png", sep="\n")
     if problems:

@@ -222,6 +222,36 @@ def compare_block(
     ]
 
 
+@dataclass(frozen=True)
+class BlockReport:
+    """What :func:`smlp_kernels.check_block` found; ``str`` is a table of it.
+
+    Attributes:
+        block: size, type and device, in words.
+        results: of :func:`compare_block`.
+    """
+
+    block: str
+    results: tuple[Comparison, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every result is equal to rounding."""
+        return all(result.problem is None for result in self.results)
+
+    def __str__(self) -> str:
+        lines = [
+            self.block,
+            "relative error, Frobenius norm, against float64:",
+            f"{'':24}{'kernels':>9}{'PyTorch':>9}",
+        ]
+        for result in self.results:
+            peer = "" if result.peer_error is None else f"{result.peer_error:.1e}"
+            verdict = result.problem or "equal to rounding"
+            lines.append(f"{result.name:24}{result.error:9.1e}{peer:>9}  {verdict}")
+        return "\n".join(lines)
+
+
 def random_arguments(
     batch: int,
     height: int,

@@ -3,7 +3,6 @@
 With what it is decided by, from :mod:`smlp.testing`: the formula, and the error that is allowed.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,6 +11,7 @@ from smlp.sizes import positive_int
 from smlp.testing import (
     EPS,
     TF32_EPS,
+    BlockReport,
     Comparison,
     assert_close,
     compare,
@@ -23,36 +23,6 @@ from smlp_kernels.functional import fallback_reason, fused_smlp
 from smlp_kernels.launch import INTERPRETED, input_precision
 
 __all__ = ["BlockReport", "Comparison", "assert_close", "check_block", "compare", "formula"]
-
-
-@dataclass(frozen=True)
-class BlockReport:
-    """What :func:`check_block` found; ``str`` is a table of it.
-
-    Attributes:
-        block: size, type and device, in words.
-        results: the output, then the gradients of ``x`` and of each weight and bias.
-    """
-
-    block: str
-    results: tuple[Comparison, ...]
-
-    @property
-    def is_right(self) -> bool:
-        """Whether every result is equal to rounding."""
-        return all(result.problem is None for result in self.results)
-
-    def __str__(self) -> str:
-        lines = [
-            self.block,
-            "relative error, Frobenius norm, against float64:",
-            f"{'':24}{'kernels':>9}{'PyTorch':>9}",
-        ]
-        for result in self.results:
-            peer = "" if result.peer_error is None else f"{result.peer_error:.1e}"
-            verdict = result.problem or "equal to rounding"
-            lines.append(f"{result.name:24}{result.error:9.1e}{peer:>9}  {verdict}")
-        return "\n".join(lines)
 
 
 def check_block(

@@ -1,7 +1,6 @@
 """Every ablation trained alike, and the table of what came out."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from smlp.ablations import ABLATIONS
 from smlp.files import write_atomically
 from smlp.info import parts
+from smlp.machine import describe, in_words
 from smlp.tables import markdown_table
 from smlp.train.config import SMLPNETS, TrainConfig
 from smlp.train.loop import train
@@ -112,10 +112,11 @@ def _conditions(config: TrainConfig, seeds: Sequence[int]) -> str:
     }
     given = ", ".join(f"{name}={value}" for name, value in options.items())
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    facts = describe()
+    device = facts["gpu"] if on_gpu else "CPU"
     return (
         f"Data {config.data}, {config.epochs} epochs (accuracy after the {config.keep} one), "
         f"seeds {', '.join(map(str, seeds))}; other than the defaults of `smlp train`: {given}. "
-        f"torch {torch.__version__}, Python {sys.version.split()[0]}, {device}. "
+        f"{in_words(facts, ('torch', 'python'))}, {device}. "
         "So short a training on so few images says nothing about ImageNet."
     )

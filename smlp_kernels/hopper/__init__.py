@@ -61,6 +61,22 @@ def prepare(x: Tensor, weights: Weights, device: int) -> Kernel | None:
     return None if call is None else cuda_driver().load(call.plan, device)
 
 
+def path_of(x: Tensor) -> str:
+    """The kernel that takes channels_last inputs of a shape, type and device, or why none does."""
+    if arch_of(x) != ARCH:
+        return "no Hopper kernel: the compute capability is not 9.0"
+    _, channels, height, width = x.shape
+    like = functools.partial(torch.empty, dtype=x.dtype, device="meta")
+    projs = like(height, height), None, like(width, width), None
+    weights = Weights(*projs, like(channels, 3 * channels), None)
+    x_rows = like(x.shape, memory_format=torch.channels_last)
+    try:
+        kernel = prepare(x_rows, weights, x.device.index)
+    except UnavailableError as error:
+        return f"no Hopper kernel: {error}"
+    return "no Hopper kernel for this size and type" if kernel is None else f"{kernel.name}, loaded"
+
+
 @functools.cache
 def multiprocessors(device: int) -> int:
     """SMs of a GPU."""

@@ -1,9 +1,8 @@
-"""Facts about the machine, and what stands in for those that cannot be had."""
+"""The commit that a number was measured at, and what stands in for it without git."""
 
 import subprocess
 
 import pytest
-import torch
 
 from benchmarks import environment
 
@@ -25,26 +24,3 @@ def test_commit_from_the_environment_where_there_is_no_git(monkeypatch: pytest.M
     assert environment.commit() == "unknown"
     monkeypatch.setenv("SMLP_COMMIT", "abc123")
     assert environment.commit() == "abc123"
-
-
-def test_facts_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    facts = environment.describe()
-    assert facts["torch"] == torch.__version__ and "gpu" not in facts
-
-
-def test_nvidia_smi_answers_by_field_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = "580.1, 1980 MHz, 3201 MHz, 1980 MHz, 3201 MHz, 40, 100.0 W, 700.0 W\n"
-
-    def run(command, **_) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 0, answer, "")
-
-    monkeypatch.setattr(environment.subprocess, "run", run)
-    facts = environment._nvidia_smi()
-    assert facts["driver_version"] == "580.1" and facts["power.limit"] == "700.0 W"
-
-    def absent(*_, **__) -> None:
-        raise FileNotFoundError("nvidia-smi")
-
-    monkeypatch.setattr(environment.subprocess, "run", absent)
-    assert environment._nvidia_smi() == {}

@@ -111,7 +111,7 @@ def test_any_failure_is_triton_s_with_one_warning_a_reason(
 @needs_gcc
 def test_env_report_loads_the_kernel(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "capability", lambda device: 90)
-    monkeypatch.setattr(env_report, "arch_of", lambda x: 90)
+    monkeypatch.setattr(hopper, "arch_of", lambda x: 90)
     x = torch.empty(1, 384, 14, 14, dtype=torch.bfloat16)
     assert env_report.hopper_path(x) == "smlp_bf16_200, loaded"
     assert stub.integer("loads") == 1
