@@ -4,6 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# Tests run on all cores, a file at a time: what a file's tests share is made in one process.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# on one core where pytest-xdist is not installed
+parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '$(PARALLEL)')
+
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
 environment = # nothing to install
@@ -12,13 +17,16 @@ PY := $(VENV)/bin/python
 environment = $(VENV)/$(1).stamp
 endif
 
-.PHONY: demo test bench gpu-day lint audit clean
+.PHONY: demo test test-all bench gpu-day lint audit clean
 
 demo: $(call environment,demo)  ## train on MNIST and swap the fused blocks in, into demo_out/
 	$(PY) -m examples.mnist --out demo_out $(ARGS)
 
-test: $(call environment,test)  ## all tests that this machine can run
-	$(PY) -m pytest $(ARGS)
+test: $(call environment,test)  ## what this machine can run, but for what takes many minutes
+	$(PY) -m pytest $(parallel) $(ARGS)
+
+test-all: $(call environment,test)  ## all that this machine can run
+	$(PY) -m pytest $(parallel) --complete $(ARGS)
 
 bench: $(call environment,test)  ## providers side by side: table, JSON and plot, into bench_out/
 	mkdir -p bench_out

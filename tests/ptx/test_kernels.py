@@ -1,7 +1,7 @@
 """The kernels as compiled, executed: values, memory, synchronisation. README.md says what it takes.
 
 They have to be compiled, and this process may be in Triton's interpreter: one run of
-``python -m tests.ptx.full --selection`` executes everything, and each line of it is a test here.
+``python -m tests.ptx.full`` executes a selection, and each line of it is a test here.
 """
 
 import itertools
@@ -14,32 +14,39 @@ import pytest
 
 from tests.ptx import full, library
 from tests.ptx.blocks import PRECISIONS, Outcome
-from tests.ptx.cases import STAGES, Task, selection, shipped
+from tests.ptx.cases import STAGES, Task, quick_selection, selection, shipped
 from tests.ptx.kernels import has_tile
 
 ROOT = Path(__file__).parents[2]
 TASKS = selection()
+QUICK = {task.name for task in quick_selection()}
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def lines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     log = tmp_path_factory.mktemp("ptx") / "log"
     hidden = {"TRITON_INTERPRET": None, "CUDA_VISIBLE_DEVICES": ""}  # compiled, and no GPU's
     environment = {k: v for k, v in (os.environ | hidden).items() if v is not None}
-    command = [sys.executable, "-m", "tests.ptx.full", "--selection", "--log", str(log)]
+    which = "--selection" if request.config.getoption("--complete") else "--quick"
+    command = [sys.executable, "-m", "tests.ptx.full", which, "--log", str(log)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if not log.exists():
         pytest.fail(f"{' '.join(command)} wrote nothing:\n{result.stdout}\n{result.stderr}")
     return log.read_text().splitlines()
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=() if task.name in QUICK else pytest.mark.complete)
+        for task in TASKS
+    ],
+    ids=lambda task: task.name,
+)
 def test_as_compiled(task: Task, lines: list[str]) -> None:
-    places = [
-        i for i, line in enumerate(lines) if line.split(" | ")[1:3] == [task.group, task.name]
-    ]
+    places = [i for i, line in enumerate(lines) if line.split(" | ")[2:3] == [task.name]]
     assert len(places) == 1, f"expected one line for {task.name}, got {len(places)}"
     (place,) = places
     what = [lines[place]]
@@ -79,7 +86,8 @@ def test_every_tile_of_the_table_is_in_the_selection(arch: int, precision: str) 
 
 
 def test_names_are_unique() -> None:
-    assert len({(task.group, task.name) for task in TASKS}) == len(TASKS)
+    names = {task.name for task in TASKS}
+    assert len(names) == len(TASKS) and names > QUICK
 
 
 def test_a_log_is_continued(tmp_path: Path) -> None:

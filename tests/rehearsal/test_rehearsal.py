@@ -37,6 +37,7 @@ def run(*command: str, missing: Iterable[str] = (), status: int = 0) -> str:
     return child.stdout
 
 
+@pytest.mark.complete
 def test_gpu_day(tmp_path: Path) -> None:
     out = tmp_path / "report"
     day = ("-m", "benchmarks.gpu_day", "--out", str(out), "--minutes", "60")

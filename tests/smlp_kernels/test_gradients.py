@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,10 +167,13 @@ def test_empty_batch_has_zero_weight_gradients() -> None:
         assert torch.equal(grad, torch.zeros_like(argument))
 
 
+CHUNKED = Case(5, 6, 9, 5)
+
+
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The backward takes two images at a time of blocks of 24 channels and 14 x 9 in float64."""
-    image = 14 * 9 * axis.matrix_columns(24) * 8
+    """The backward takes two images of ``CHUNKED`` at a time in float64."""
+    image = CHUNKED.height * CHUNKED.width * axis.matrix_columns(CHUNKED.channels) * 8
     monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * image)
     backward.backward_plan.cache_clear()
     yield
@@ -180,7 +184,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_batches_in_chunks(dtype: torch.dtype, layout: str) -> None:
-    case = Case(5, 14, 9, 24)
+    case = CHUNKED if dtype == torch.float64 else replace(CHUNKED, batch=17)  # three chunks
     arguments = wanting(case.arguments(dtype, layout))
     dy = case.arguments(dtype, layout, seed=1)[0]
     exact = gradients(formula, to_float64(arguments), dy.double())
@@ -195,12 +199,12 @@ def test_batches_in_chunks(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.usefixtures("chunks")
 def test_axes_of_no_tile_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(axis, "axis_tile", lambda *_: None)
-    case = Case(5, 14, 9, 24)
-    arguments = wanting(case.arguments(torch.float64))
-    dy = case.arguments(torch.float64, seed=1)[0]
+    arguments = wanting(CHUNKED.arguments(torch.float64))
+    dy = CHUNKED.arguments(torch.float64, seed=1)[0]
     exact = gradients(formula, to_float64(arguments), dy)
     for name, a, e in zip(NAMES, gradients(fused_smlp, arguments, dy), exact, strict=True):
-        assert_close(a, e, None, eps=EPS[torch.float64], name=name, reduction=case.reduction(name))
+        reduction = CHUNKED.reduction(name)
+        assert_close(a, e, None, eps=EPS[torch.float64], name=name, reduction=reduction)
 
 
 @pytest.mark.parametrize("size", [9, 140])
@@ -284,8 +288,15 @@ def test_weight_gradients_of_half_inputs_keep_the_weights_precision() -> None:
         assert not torch.equal(a, a.half().float()), f"{name}: rounded, which costs {rounded:.1e}"
 
 
-@pytest.mark.parametrize("function", [ops.Mix.call, ops.mix], ids=["eager", "registered"])
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("function", "transposed"),
+    [
+        pytest.param(ops.Mix.call, False, id="eager"),
+        pytest.param(ops.Mix.call, True, id="eager transposed", marks=pytest.mark.complete),
+        pytest.param(ops.mix, False, id="registered", marks=pytest.mark.complete),
+        pytest.param(ops.mix, True, id="registered transposed"),
+    ],
+)
 def test_gradcheck(function: Block, transposed: bool) -> None:
     """Derivatives of both operators by finite differences, without any formula of ours."""
     arguments = Case(2, 3, 4, 2).arguments(torch.float64, "contiguous")

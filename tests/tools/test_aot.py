@@ -1,7 +1,8 @@
 """Every shipped configuration, compiled for every chip it is shipped for; no chip is needed.
 
 Compiling has to happen outside of Triton's interpreter, which this process may be in: one run of
-``python -m tools.aot_report`` compiles everything, and each case is a test of its rows.
+``python -m tools.aot_report`` compiles everything, and each case is a test of its rows. Without
+``--complete`` it compiles one shape of each kind for two chips.
 """
 
 import json
@@ -31,11 +32,19 @@ NAMES = {
 LIMIT_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[dict[str, Any]]]:
+QUICK_ARCHS = (80, 90)
+QUICK = shipped_cases(QUICK_ARCHS, quick=True)
+
+
+@pytest.fixture(scope="module")
+def rows(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Case, list[dict[str, Any]]]:
     path = tmp_path_factory.mktemp("aot") / "rows.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tools.aot_report", "--json", str(path)]
+    if not request.config.getoption("--complete"):
+        command += ["--quick", "--arch", *map(str, QUICK_ARCHS)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if not path.exists():
         pytest.fail(f"{' '.join(command)} wrote nothing:\n{result.stdout}\n{result.stderr}")
@@ -45,7 +54,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[dict[str, 
     return by_case
 
 
-@pytest.mark.parametrize("case", shipped_cases(), ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in QUICK else pytest.mark.complete)
+        for case in shipped_cases()
+    ],
+    ids=str,
+)
 def test_shipped(case: Case, rows: dict[Case, list[dict[str, Any]]]) -> None:
     kernels = {row["kernel"] for row in rows[case]}
     assert {"backward, sums"} <= kernels <= NAMES
@@ -67,6 +83,7 @@ def test_shipped(case: Case, rows: dict[Case, list[dict[str, Any]]]) -> None:
 
 def test_every_chip_and_type_is_covered() -> None:
     cases = shipped_cases()
+    assert set(QUICK) < set(cases)
     assert {case.arch for case in cases} == set(LIMIT_KIB) == set(SHARED_MEMORY)
     for arch in LIMIT_KIB:
         types = {case.dtype for case in cases if case.arch == arch}
