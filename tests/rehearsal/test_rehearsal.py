@@ -17,7 +17,10 @@ import pytest
 from tests.conftest import HAS_GPU
 from tests.rehearsal.machine import ROOT, environment
 
-pytestmark = pytest.mark.skipif(HAS_GPU, reason="there is a GPU here, nothing is to be rehearsed")
+pytestmark = [
+    pytest.mark.skipif(HAS_GPU, reason="there is a GPU here, nothing is to be rehearsed"),
+    pytest.mark.complete,
+]
 BESIDE_REFERENCE = {"eager_nchw", "eager_nhwc", "handwritten", "fused"}
 COMPILED = {"compiled", "handwritten_compiled"}
 
@@ -37,7 +40,6 @@ def run(*command: str, missing: Iterable[str] = (), status: int = 0) -> str:
     return child.stdout
 
 
-@pytest.mark.complete
 def test_gpu_day(tmp_path: Path) -> None:
     out = tmp_path / "report"
     day = ("-m", "benchmarks.gpu_day", "--out", str(out), "--minutes", "60")
