@@ -1,6 +1,6 @@
 """``python -m tools.hopper_ptx``: write what is generated in smlp_kernels/hopper, by nvcc 13.0.
 
-The wrapper of wgmma, and the PTX text of all kernels, which is what a wheel carries.
+The wrappers of matrix products, and the PTX text of all kernels, which is what a wheel carries.
 """
 
 import lzma
@@ -8,34 +8,68 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "smlp_kernels" / "hopper"
-WRAPPER, PTX = FOLDER / "wgmma.cuh", FOLDER / "kernels.ptx.xz"
+PRODUCTS, PTX = FOLDER / "products.cuh", FOLDER / "kernels.ptx.xz"
 NVCC = "13.0"  # another one writes another text
 VERSION = "8.0"  # of PTX: the oldest that has all of its instructions
 SIZES = (200, 248, 256)  # pixels of a tile
+A_K16, TAKEN_K16 = [f"a[{i}]" for i in range(4)], "const uint32_t (&a)[4], uint32_t b0, uint32_t b1"
 
 
-def wrapper() -> str:
-    """C++ source of d += a b by wgmma m64nNk16, operands in shared memory, sums in registers."""
-    parts = ["// Written by tools/hopper_ptx.py.\n#pragma once\n"]
-    for n in SIZES:
-        count = n // 2
-        registers = ", ".join(f"%{i}" for i in range(count))
-        sums = ", ".join(f'"+f"(d[{i}])' for i in range(count))
-        parts.append(f"""\
+def products() -> str:
+    """C++ source of the matrix products that the kernels use."""
+    parts = [
+        "// Written by tools/hopper_ptx.py.\n#pragma once\n",
+        mma("mma_k8", 8, ("a0", "a1"), ("b0",), "uint32_t a0, uint32_t a1, uint32_t b0"),
+        mma("mma_k16", 16, A_K16, ("b0", "b1"), TAKEN_K16),
+        mma("mma_k16_add", 16, A_K16, ("b0", "b1"), TAKEN_K16, add=True),
+        *map(wgmma, SIZES),
+    ]
+    return "".join(parts)
+
+
+def wgmma(n: int) -> str:
+    """d += a b by wgmma m64 n N k16, both operands in shared memory, sums in registers."""
+    count = n // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    sums = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    return f"""\
 #define WGMMA_{n}(TYPE) asm volatile( \\
   "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\n" \\
   "wgmma.mma_async.sync.aligned.m64n{n}k16.f32." TYPE "." TYPE \\
   " {{{registers}}}, %{count}, %{count + 1}, p, 1, 1, %{count + 3}, 0;\\n}}\\n" \\
   : {sums} : "l"(a), "l"(b), "r"(1), "n"(A_TRANSPOSED))
 template <class T, int A_TRANSPOSED>
-__device__ __forceinline__ void wgmma(float (&d)[{count}], uint64_t a, uint64_t b) {{
+DEVICE void wgmma(float (&d)[{count}], uint64_t a, uint64_t b) {{
   if constexpr (IS_BF16<T>) WGMMA_{n}("bf16"); else WGMMA_{n}("f16");
 }}
-""")
-    return "".join(parts)
+"""
+
+
+def mma(
+    name: str, k: int, a: Sequence[str], b: Sequence[str], taken: str, *, add: bool = False
+) -> str:
+    """d = a b + bias0, bias1 in every row, or d += a b, by mma.sync m16 n8 k K."""
+    operands = [f"%{i}" for i in range(4, 4 + len(a) + len(b))]
+    first, second = ", ".join(operands[: len(a)]), ", ".join(operands[len(a) :])
+    bias = [f"%{4 + len(operands)}", f"%{5 + len(operands)}"]
+    start = ", ".join(["%0", "%1", "%2", "%3"] if add else bias * 2)
+    sums = ", ".join(f'"{"+" if add else "="}f"(d[{i}])' for i in range(4))
+    given = ", ".join(f'"r"({value})' for value in (*a, *b))
+    macro = name.upper()
+    return f"""\
+#define {macro}(TYPE) asm volatile( \\
+  "mma.sync.aligned.m16n8k{k}.row.col.f32." TYPE "." TYPE ".f32 " \\
+  "{{%0, %1, %2, %3}}, {{{first}}}, {{{second}}}, {{{start}}};" \\
+  : {sums} : {given}{"" if add else ', "f"(bias0), "f"(bias1)'})
+template <class T>
+DEVICE void {name}(float (&d)[4], {taken}{"" if add else ", float bias0, float bias1"}) {{
+  if constexpr (IS_BF16<T>) {macro}("bf16"); else {macro}("f16");
+}}
+"""
 
 
 def missing() -> str | None:
@@ -68,10 +102,10 @@ def shipped_ptx() -> str:
 def main() -> None:
     if reason := missing():
         raise SystemExit(f"hopper_ptx: {reason}")
-    WRAPPER.write_text(wrapper())
+    PRODUCTS.write_text(products())
     packed = lzma.compress(compile_ptx().encode(), preset=9 | lzma.PRESET_EXTREME)
     PTX.write_bytes(packed)
-    print(f"written: {WRAPPER}, {PTX} ({len(packed)} bytes)")
+    print(f"written: {PRODUCTS}, {PTX} ({len(packed)} bytes)")
 
 
 if __name__ == "__main__":

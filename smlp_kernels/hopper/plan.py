@@ -23,7 +23,7 @@ RESIDENT_STEP = 32  # input channels of a step
 STRIPS_SIZE = 32  # largest H and W of the kernel that holds some lines of an image
 STRIPS_PIXELS, STRIPS_LINES = 200, 8  # at most, of a strip
 STRIPS_CHANNELS = PASS_TILES * TILE_CHANNELS  # a second pass would read all of x again
-STRIPS_SHARED = 207872  # bytes: Strip::SMEM
+STRIPS_SHARED = 207872  # bytes: Strip::OFF_OUT and what follows
 
 # What the choice of a resident kernel weighs: a step of 1, 2, 3 tiles and 200 pixels, the end of a
 # pass, the start of a block. Cycles as estimated from the machine code; nothing was measured.
@@ -112,7 +112,7 @@ def make_plan(
     fuse_out, fuse_branch, fuse_in = fuse_strides
     transposed = fuse_in != 1
     fuse_row = fuse_in if transposed else fuse_out
-    largest = max(*proj_strides, *fuse_strides) * max(channels, STRIPS_SIZE)
+    largest = 2 * max(*proj_strides, *fuse_strides) * max(channels, STRIPS_SIZE)
     if (transposed and fuse_out != 1) or fuse_row % 8 or fuse_branch % 8:
         return None
     if max(largest, batch + STRIPS_PIXELS) > INT32_MAX:  # the kernels' integers
@@ -175,7 +175,7 @@ def fits(pixels: int, images: int, height: int, width: int) -> bool:
 
 
 def resident_shared(pixels: int) -> int:
-    """Bytes, ``Tile::SMEM``: x and its mixtures, three branches of F in three stages, the rest."""
+    """Bytes: x and its mixtures, three branches of F in three stages, ``Tile::OFF_OUT`` and on."""
     tile = (min(pixels, 248) + 8) * 2 * RESIDENT_STEP
     mixing = cdiv(((3 if pixels > 200 else 4) + 4) * tile, 1024) * 1024
     return mixing + 9 * 2 * RESIDENT_STEP * PASS_TILES * TILE_CHANNELS + 12 * 512 + 1024

@@ -77,7 +77,7 @@ def test_what_the_plan_declines_is_triton_s_without_a_word(
 FAILURES = {
     "cuModuleLoadData": b"cuModuleLoadData",
     "cuLaunchKernel": b"cuLaunchKernel",
-    "registers spill": b"",
+    "bytes of registers": b"",
     "before a CUDA graph": b"",
     "libnone": b"",
 }
@@ -91,7 +91,7 @@ def test_any_failure_is_triton_s_with_one_warning_a_reason(
     with monkeypatch.context() as off:
         off.setattr(ops, "run_hopper", None)
         expected = step()
-    stub.set(failing=FAILURES[failure], failing_with=999, local_bytes=8 * ("spill" in failure))
+    stub.set(failing=FAILURES[failure], failing_with=999, local_bytes=8 * ("registers" in failure))
     if failure == "before a CUDA graph":
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     if failure == "libnone":

@@ -66,7 +66,7 @@ def test_every_block_has_work_and_every_pass_has_a_block() -> None:
 
 
 def test_pixels_are_found_again_by_the_reciprocal() -> None:
-    """The division in pixel_of (rows below 288) and in StripLoader (pixels of an image)."""
+    """Division by the width: of places in a tile, and of all pixels of an image in strips."""
     for width in range(1, 33):
         reciprocal = plan_of(1, 8, 1, width).integers[14]
         for row in range(288 if width <= 16 else 32 * width):
@@ -149,8 +149,8 @@ def test_declined_are_only_what_the_kernels_integers_cannot_hold() -> None:
     shape, projs = torch.Size((2**31 - 1, 8, 1, 1)), (1, 1, 1, 1)
     assert make_plan(shape, BFLOAT16, projs, (24, 8, 1), SMS) is None
     shape = torch.Size((1, 2048, 7, 7))
-    assert make_plan(shape, BFLOAT16, projs, (2**20, 8, 1), SMS) is None
-    assert make_plan(shape, BFLOAT16, projs, (2**20 - 8, 8, 1), SMS) is not None
+    assert make_plan(shape, BFLOAT16, projs, (2**19, 8, 1), SMS) is None
+    assert make_plan(shape, BFLOAT16, projs, (2**19 - 8, 8, 1), SMS) is not None
 
 
 TAKEN = {
