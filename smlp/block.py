@@ -1,14 +1,64 @@
 """The sMLP block: the plain PyTorch reference that every other implementation is held against."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from smlp.functional import mix_and_fuse
-from smlp.sizes import positive_int
+torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
+
+
+def smlp(
+    x: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_fuse: Tensor,
+    bias_fuse: Tensor | None,
+) -> Tensor:
+    """Project along H, project along W, keep the identity, fuse by a 1x1 convolution.
+
+    Section 3.2 of arXiv 2109.05422; see :class:`smlp.SMLPBlock` for the formula.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        weight_h: ``[H, H]``, from (second index) to (first index) rows.
+        bias_h: ``[H]`` or None.
+        weight_w: ``[W, W]``.
+        bias_w: ``[W]`` or None.
+        weight_fuse: ``[C, 3C, 1, 1]``; columns in the order h, w, identity.
+        bias_fuse: ``[C]`` or None.
+
+    Returns:
+        ``[B, C, H, W]``.
+    """
+    return mix_and_fuse(
+        x,
+        partial(F.linear, weight=weight_h, bias=bias_h),
+        partial(F.linear, weight=weight_w, bias=bias_w),
+        partial(F.conv2d, weight=weight_fuse, bias=bias_fuse),
+    )
+
+
+def mix_and_fuse(
+    x: Tensor,
+    proj_h: Callable[[Tensor], Tensor],
+    proj_w: Callable[[Tensor], Tensor],
+    fuse: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The block of any three steps: two along the last axis, and one over 3C channels."""
+    x_h = proj_h(rearrange(x, "b c h w -> b c w h"))
+    x_w = proj_w(x)
+    # under autocast the projections come in its type, and so will the convolution take x
+    identity = x.to(x_w.dtype)
+    return fuse(torch.cat([rearrange(x_h, "b c w h -> b c h w"), x_w, identity], dim=1))
 
 
 class Unscripted(nn.Module):
@@ -101,12 +151,12 @@ class SMLPBlock(AxisMixing):
         return mix_and_fuse(x, self.proj_h, self.proj_w, self.fuse)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """The parameters in the order in which :func:`smlp.functional.smlp` takes them."""
+        """The parameters in the order in which :func:`smlp.block.smlp` takes them."""
         proj_h, proj_w, fuse = self.proj_h, self.proj_w, self.fuse
         return proj_h.weight, proj_h.bias, proj_w.weight, proj_w.bias, fuse.weight, fuse.bias
 
     def is_determined_by_weights(self) -> bool:
-        """Whether :func:`smlp.functional.smlp` of :meth:`weights` computes all that forward does.
+        """Whether :func:`smlp.block.smlp` of :meth:`weights` computes all that forward does.
 
         Not so with hooks on a submodule (pruning, the older weight normalisation) or another module
         in the place of one (an adapter): those have to be called.
@@ -156,6 +206,31 @@ def _check_input(x: Tensor, weight: Tensor, size: tuple[int, int, int]) -> None:
 
 
 torch.fx.wrap("_check_input")  # a call in the graph: it looks at values that have to be there
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return ``value``, which has to be an integer of at least 1, NumPy's included.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is smaller than 1.
+    """
+    number = as_integer(value)
+    if number is None:
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def as_integer(value: object) -> int | None:
+    """``value`` if it is an integer, of Python or NumPy, else None."""
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # NumPy's arrays and booleans
+        return None
 
 
 def require_dense(name: str, tensor: Tensor) -> None:
@@ -226,3 +301,42 @@ def identity_last(fuse: Tensor) -> Tensor:
 def _pop(state_dict: dict[str, Any], prefix: str) -> Mapping[str, Any]:
     names = [name for name in state_dict if name.startswith(prefix)]
     return {name.removeprefix(prefix): state_dict.pop(name) for name in names}
+
+
+class Rearrange(nn.Module):
+    """einops' ``rearrange`` as a module; unlike einops' own, ``torch.fx`` can trace it.
+
+    Args:
+        pattern: of ``rearrange``.
+        sizes: of axes in it.
+    """
+
+    def __init__(self, pattern: str, **sizes: int) -> None:
+        super().__init__()
+        self.pattern, self.sizes = pattern, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` rearranged."""
+        return rearrange(x, self.pattern, **self.sizes)
+
+    def extra_repr(self) -> str:
+        return ", ".join([repr(self.pattern), *(f"{k}={v}" for k, v in self.sizes.items())])
+
+
+class PixelMean(nn.Module):
+    """The mean over all pixels.
+
+    Args:
+        axes: height and width among the axes of the input.
+    """
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, C]``."""
+        return x.mean(self.axes)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.axes))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from smlp.block import AxisMixing, computes_only
-from smlp.network import PyramidNetwork
-from smlp.sizes import Size, as_pair, positive_int, stage_sizes
+from smlp.block import AxisMixing, computes_only, positive_int
+from smlp.network import PyramidNetwork, Size, as_pair, stage_sizes
 
 Network = TypeVar("Network", bound=PyramidNetwork)
 Block = TypeVar("Block", bound=AxisMixing)

@@ -9,10 +9,8 @@ import torch.fx
 from einops import rearrange
 from torch import Tensor, nn
 
-from smlp.block import SMLPBlock
-from smlp.functional import PixelMean
-from smlp.network import Layers, PyramidNetwork
-from smlp.sizes import Size, rate
+from smlp.block import PixelMean, SMLPBlock
+from smlp.network import Layers, PyramidNetwork, Size, rate
 
 torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
 
@@ -112,21 +110,15 @@ class SMLPNet(PyramidNetwork):
     Weights in the layout of the paper's code load with :func:`smlp.load_checkpoint`.
 
     Args:
-        image_size: height and width of the images, or one number for both.
-        patch_size: height and width of a patch, or one number for both.
-        in_channels: channels of the images.
-        num_classes: outputs of the head.
-        d_model: channels of the first stage; each further stage has twice as many.
-        depth: the number of layers of each stage.
-        expansion_factor: hidden channels of the channel MLPs per channel.
+        image_size, patch_size, in_channels, num_classes, d_model, depth, expansion_factor: as of
+            :class:`smlp.network.PyramidNetwork`.
         drop_path_rate: drop-path rate of the last layer; it rises linearly from 0 at the first.
         block: builds what mixes the pixels of each layer; :mod:`smlp.ablations` has others.
         depthwise: whether the depthwise convolutions come before them.
 
     Raises:
-        TypeError: if a size is no integer, or no pair of them.
-        ValueError: if a size is smaller than 1, if the image does not divide into patches or the
-            feature map cannot be halved between stages, or if the rate is outside [0, 1).
+        TypeError: as :class:`smlp.network.PyramidNetwork`.
+        ValueError: as that, and if ``drop_path_rate`` is outside [0, 1).
     """
 
     def __init__(

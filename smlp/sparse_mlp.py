@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from smlp.block import SMLPBlock
-from smlp.functional import PixelMean, Rearrange
-from smlp.network import Layers, PyramidNetwork
-from smlp.sizes import Size, rate
+from smlp.block import PixelMean, Rearrange, SMLPBlock
+from smlp.network import Layers, PyramidNetwork, Size, rate
 
 _logger = logging.getLogger(__name__)
 
@@ -117,20 +115,14 @@ class SparseMLP(PyramidNetwork):
     port never uses; there is none here, and loading one logs a warning and leaves it out.
 
     Args:
-        image_size: height and width of the images, or one number for both.
-        patch_size: height and width of a patch, or one number for both.
-        in_channels: channels of the images.
-        num_classes: outputs of the head.
-        d_model: channels of the first stage; each further stage has twice as many.
-        depth: the number of layers of each stage.
-        expansion_factor: hidden channels of the channel MLPs per channel.
+        image_size, patch_size, in_channels, num_classes, d_model, depth, expansion_factor: as of
+            :class:`smlp.network.PyramidNetwork`.
         patcher_norm: whether a LayerNorm follows the patch convolution.
         dropout: probability of dropout in the channel MLPs.
 
     Raises:
-        TypeError: if a size is no integer, or no pair of them.
-        ValueError: if a size is smaller than 1, if the image does not divide into patches or the
-            feature map cannot be halved between stages, or if ``dropout`` is outside [0, 1).
+        TypeError: as :class:`smlp.network.PyramidNetwork`.
+        ValueError: as that, and if ``dropout`` is outside [0, 1).
     """
 
     def __init__(

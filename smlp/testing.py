@@ -49,7 +49,7 @@ def formula(
 ) -> Tensor:
     """The block as written in the paper (arXiv 2109.05422, section 3.2), by einsum.
 
-    Computed in the type of the arguments, whose shapes are those of :func:`smlp.functional.smlp`;
+    Computed in the type of the arguments, whose shapes are those of :func:`smlp.block.smlp`;
     ``bias_fuse`` may also be ``[C, H, W]``.
     """
     x_h = torch.einsum("hk,bckw->bchw", weight_h, x)

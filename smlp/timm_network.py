@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from smlp.layouts import from_paper_layout
-from smlp.sizes import rate
+from smlp.network import rate
 from smlp.smlpnet import SMLPNet
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's colours

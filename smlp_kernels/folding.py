@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from smlp import SMLPBlock
-from smlp.block import Unscripted
-from smlp.functional import smlp
+from smlp.block import Unscripted, smlp
 from smlp.smlpnet import SMLPNetLayer
 from smlp.sparse_mlp import PreNormResidual
 from smlp_kernels.functional import fused_smlp

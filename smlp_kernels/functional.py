@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from smlp.block import require_dense
-from smlp.functional import smlp
+from smlp.block import require_dense, smlp
 from smlp_kernels import ops
 from smlp_kernels.launch import INTERPRETED, arch_of
 
@@ -29,7 +28,7 @@ def fused_smlp(
 ) -> Tensor:
     """The sMLP block (arXiv 2109.05422, section 3.2), fused.
 
-    Computes what :func:`smlp.functional.smlp` computes::
+    Computes what :func:`smlp.block.smlp` computes::
 
         x_h[b, c, h, w] = sum_k weight_h[h, k] * x[b, c, k, w] + bias_h[h]
         x_w[b, c, h, w] = sum_k weight_w[w, k] * x[b, c, h, k] + bias_w[w]

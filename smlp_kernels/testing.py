@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from smlp.sizes import positive_int
+from smlp.block import positive_int
 from smlp.testing import (
     EPS,
     TF32_EPS,

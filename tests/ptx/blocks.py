@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from smlp.functional import smlp
+from smlp.block import smlp
 from smlp.testing import NAMES, PRECISIONS, Comparison, compare, formula, squared, to_float64
 from tests.ptx.chip import Chip
 from tests.ptx.kernels import blocks_on
@@ -204,7 +204,7 @@ def placed(x: Tensor, layout: str) -> Tensor:
 
 
 def plain(x: Tensor, *weights: Tensor | None) -> Tensor:
-    """``smlp.functional.smlp``, with a bias map as well."""
+    """``smlp.block.smlp``, with a bias map as well."""
     bias = weights[5]
     if bias is None or bias.dim() == 1:
         return smlp(x, *weights)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smlp.functional import smlp
+from smlp.block import smlp
 from smlp.testing import EPS, NAMES, compare_block
 from smlp_kernels import fused_smlp
 from tests.smlp_kernels.oracle import Case, in_layout

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smlp import SMLPBlock, SparseMLP
-from smlp.functional import smlp
+from smlp.block import smlp
 from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp
 from tests.smlp_kernels.oracle import Case

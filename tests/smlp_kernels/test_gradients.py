@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smlp.functional import smlp
+from smlp.block import smlp
 from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch, ops
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from smlp.functional import smlp
+from smlp.block import smlp
 from smlp.testing import EPS, TF32_EPS, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch, ops
 from smlp_kernels.kernels import mix, rows
