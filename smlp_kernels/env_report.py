@@ -15,7 +15,7 @@ from smlp import machine
 from smlp.testing import PRECISIONS
 from smlp_kernels import ops
 from smlp_kernels.functional import fallback_reason
-from smlp_kernels.kernels.axis import axis_tile
+from smlp_kernels.kernels.tiles import axis_tile
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
 
 VARIABLES = (

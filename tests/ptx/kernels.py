@@ -63,6 +63,6 @@ def replaced(name: str, replacement: Any) -> Iterator[None]:
 
 def has_tile(arch: int, dtype: torch.dtype, positions: int) -> bool:
     """Whether kernels run along an axis of this size in any pass, or else PyTorch's products."""
-    from smlp_kernels.kernels.axis import axis_tile
+    from smlp_kernels.kernels.tiles import axis_tile
 
     return any(axis_tile(positions, 64, dtype, arch, forward) for forward in (True, False))

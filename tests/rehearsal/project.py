@@ -102,6 +102,7 @@ CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "benchmarks.timing": constants(GRAPH_US=1.0, FLUSH_BYTES=1 << 10),
     "benchmarks.workbench": constants(MAX_INPUT_SETS=2),
     "benchmarks.recorder": recorder,
+    "tools.tune": constants(TILE_BYTES=(4096,), WARPS=(2, 4), REGISTERS=(None,), PROGRAMS=(3,)),
     "benchmarks.measure_process": constants(
         TEST_WORKERS=1, FIRST_TESTS=FIRST_TESTS, TESTS=GPU_TESTS
     ),

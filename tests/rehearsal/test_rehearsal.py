@@ -123,6 +123,17 @@ def test_numerics(tmp_path: Path) -> None:
     assert text.count("| small-14 |") == 4 and "NVIDIA H100 80GB HBM3, commit" in text
 
 
+def test_tiles() -> None:
+    program = "import sys; from tools.tune import main; sys.exit(main(sys.argv[1:]))"
+    printed = run("-c", program, "--shape", "2,16,8,8", "--dtype", "bf16").splitlines()
+    for pass_ in ("forward", "backward"):
+        timed = [line for line in printed if line.startswith(pass_)]
+        assert len(timed) == 4  # the table as it is, two tiles, another number of programs
+        assert all(re.search(r": \d+\.\d us$", line) for line in timed), timed
+    assert "2,16,8,8 [2, 16, 8, 8], bf16, NVIDIA H100 80GB HBM3, Triton " in "\n".join(printed)
+    assert re.match(r"AxisRow\(\(90,\), (True|False), 2, 16, |no row is faster than", printed[-1])
+
+
 def test_without_packages_that_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     """Nor is any child started in Triton's interpreter, which would end with an error there."""
     tests = ("tests/examples/test_mnist.py", "tests/smlp/test_data.py")

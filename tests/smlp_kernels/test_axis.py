@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from smlp_kernels.functional import DTYPES, MAX_CHANNELS, MAX_SIZE
-from smlp_kernels.kernels.axis import axis_plan, axis_tile, both_axes_plan, make_axis
+from smlp_kernels.kernels.axis import axis_plan, both_axes_plan, make_axis
 from smlp_kernels.kernels.rows import copy_images_plan
+from smlp_kernels.kernels.tiles import axis_tile
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from tools.aot_report import OTHERS, STAGES
 

@@ -1,0 +1,89 @@
+"""Tiles of the axis kernels: the table, and what is taken from it."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+
+from smlp_kernels.launch import cdiv
+
+
+class AxisRow(NamedTuple):
+    """A row of ``AXIS_TABLE``: what it is for, then the tile."""
+
+    archs: tuple[int, ...] | None  # ten times the compute capability; None: every chip
+    forward: bool | None  # None: either pass
+    itemsize: int  # of the type, in bytes
+    positions: int
+    elements: int  # of a tile, which has at least 16 columns
+    num_warps: int
+    programs: int  # at most: a constant, so that the order of sums does not depend on the chip
+    registers: int | None = None  # of a thread, at most
+
+
+# The first row that applies is taken; without any, the axis is left to PyTorch's products. Small
+# tiles, of which 3 to 8 programs run on an SM at a time: what hides the latency of loads here.
+AXIS_TABLE = [
+    # chips      forward bytes positions elements warps programs registers
+    AxisRow(None, True, 2, 16, 4096, 4, 1056),
+    AxisRow(None, True, 2, 32, 4096, 4, 1056),
+    AxisRow(None, True, 2, 64, 4096, 4, 1056),
+    AxisRow((90,), None, 2, 64, 4096, 4, 396, 168),
+    AxisRow((100,), None, 2, 64, 4096, 4, 396),
+    AxisRow((90, 100), None, 2, 128, 4096, 8, 264),
+    AxisRow(None, None, 2, 16, 2048, 2, 792),
+    AxisRow(None, None, 2, 32, 2048, 2, 660),
+    AxisRow(None, None, 2, 64, 2048, 4, 528),
+    AxisRow(None, None, 2, 128, 2048, 8, 264),
+    AxisRow(None, None, 4, 16, 1024, 2, 792),
+    AxisRow(None, None, 4, 32, 1024, 2, 660),
+    AxisRow(None, None, 4, 64, 1024, 8, 264),
+    AxisRow(None, None, 8, 16, 512, 2, 792),
+    AxisRow(None, None, 8, 32, 512, 4, 660),
+    AxisRow(None, True, 8, 64, 1024, 8, 264),  # that of the backward spills in its loop
+]
+
+
+class AxisTile(NamedTuple):
+    """The part of a row that is for one number of channels."""
+
+    positions: int
+    lines: int
+    block_c: int
+    num_warps: int
+    programs: int
+    registers: int | None
+
+    def tiles(self, lines: int, channels: int) -> int:
+        """Of a launch."""
+        return cdiv(lines, self.lines) * cdiv(channels, self.block_c)
+
+
+def axis_row(size: int, dtype: torch.dtype, arch: int, forward: bool) -> AxisRow | None:
+    """The first row that applies to an axis of this size."""
+    positions = max(16, triton.next_power_of_2(size))
+    for row in AXIS_TABLE:
+        if (
+            (row.itemsize, row.positions) == (dtype.itemsize, positions)
+            and (row.archs is None or arch in row.archs)
+            and row.forward in (forward, None)
+        ):
+            return row
+    return None
+
+
+@functools.cache
+def axis_tile(
+    size: int, channels: int, dtype: torch.dtype, arch: int, forward: bool
+) -> AxisTile | None:
+    """The tile for an axis of this size, or None where there is none.
+
+    Its lines have 32 to 128 contiguous bytes, and no channel more than there are, if possible.
+    """
+    row = axis_row(size, dtype, arch, forward)
+    if row is None:
+        return None
+    columns = max(16, row.elements // row.positions)
+    block_c = max(16, min(64, channels & -channels, columns))
+    return AxisTile(row.positions, columns // block_c, block_c, *row[5:])

@@ -1,0 +1,151 @@
+"""Rows that a user adds to the table of tiles."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from smlp.functional import smlp
+from smlp.testing import EPS, assert_close, formula, to_float64
+from smlp_kernels import fused_smlp, launch
+from smlp_kernels.kernels.axis import both_axes_plan, make_axis
+from smlp_kernels.kernels.tiles import AXIS_TABLE, axis_tile
+from smlp_kernels.table import AxisRow, add_row, set_rows
+from tests.smlp_kernels.oracle import Case
+
+CASE = Case(3, 7, 9, 20)
+GOOD = AxisRow((90, 103), None, 2, 64, 2048, 4, 300, 128)
+
+
+@pytest.fixture(autouse=True)
+def shipped() -> Iterator[list[AxisRow]]:
+    """The table is put back after each test."""
+    rows = list(AXIS_TABLE)
+    yield rows
+    set_rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("archs", 90, r"row.archs: expected None or a tuple such as \(90,\), got 90"),
+        ("archs", ("sm_90",), r"row.archs: expected None or a tuple .*, got \('sm_90',\)"),
+        ("archs", (9.0,), r"row.archs: expected None or a tuple .*, got \(9.0,\)"),
+        ("forward", "both", r"row.forward: expected None, True or False, got 'both'"),
+        ("itemsize", 16, r"row.itemsize: expected 2, 4 or 8, got 16"),
+        ("positions", 56, r"row.positions: expected a power of two from 16 to 256, got 56"),
+        ("elements", 3000, r"row.elements: expected a power of two up to 2\*\*20, got 3000"),
+        ("elements", 2048.0, r"row.elements: expected a power of two up to .*, got 2048.0"),
+        ("num_warps", 6, r"row.num_warps: expected a power of two up to 32, got 6"),
+        ("programs", 0, r"row.programs: expected at least 1, got 0"),
+        ("registers", 256, r"row.registers: expected None or 24 to 255, got 256"),
+    ],
+)
+def test_wrong_rows_are_refused(
+    field: str, value: Any, message: str, shipped: list[AxisRow]
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        add_row(GOOD._replace(**{field: value}))
+    assert shipped == AXIS_TABLE
+
+
+def test_only_a_row_is_taken(shipped: list[AxisRow]) -> None:
+    with pytest.raises(TypeError, match=r"^row: expected an AxisRow, got \(None, True, 2\)$"):
+        add_row((None, True, 2))  # type: ignore[arg-type]
+    assert shipped == AXIS_TABLE
+
+
+def test_shipped_rows_would_be_taken(shipped: list[AxisRow]) -> None:
+    for row in shipped:
+        add_row(row)
+    assert shipped[::-1] + shipped == AXIS_TABLE
+
+
+def test_an_added_row_comes_first_where_it_applies() -> None:
+    def tile(arch: int, forward: bool) -> tuple[Any, ...] | None:
+        return axis_tile(56, 80, torch.bfloat16, arch, forward)
+
+    before = {arch: tile(arch, True) for arch in (80, 90)}
+    assert axis_tile(256, 80, torch.bfloat16, 90, True) is None
+    add_row(GOOD)
+    assert tile(103, True) == tile(90, False) == (64, 2, 16, 4, 300, 128)
+    assert tile(80, True) == before[80] != tile(90, True) != before[90]
+    add_row(GOOD._replace(programs=200))
+    assert tile(90, True) == (64, 2, 16, 4, 200, 128)
+    add_row(GOOD._replace(positions=256))
+    assert axis_tile(256, 80, torch.bfloat16, 90, True) is not None
+
+
+def test_registers_of_both_axes_are_those_of_the_row() -> None:
+    add_row(GOOD._replace(positions=16))
+    add_row(GOOD._replace(positions=32))
+    add_row(GOOD._replace(positions=64, registers=96))
+
+    def plan(height: int, width: int) -> launch.Plan | None:
+        shape, needs = (80, height, width), (False, False, True)
+        h, w = (
+            make_axis(shape, along_h, needs, 2, torch.bfloat16, "ieee", 90)
+            for along_h in (True, False)
+        )
+        return both_axes_plan(h, w, 2 * height * width, (height, 1, width, 1))
+
+    assert plan(14, 28).registers == 128
+    assert plan(14, 56) is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        AxisRow(None, None, 8, 16, 256, 1, 2),
+        AxisRow(None, False, 8, 16, 1024, 8, 5),
+        AxisRow(None, True, 8, 16, 2**12, 4, 1),
+    ],
+    ids=str,
+)
+def test_values_with_an_added_row(row: AxisRow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that has run before is planned again; its values stay right."""
+    arguments = CASE.arguments(torch.float64)
+    for argument in arguments:
+        argument.requires_grad_()
+    exact_arguments = to_float64(arguments)
+    planned: list[launch.Plan] = []
+    run = launch.Call.launch
+
+    def record(call: launch.Call, device_of: torch.Tensor) -> None:
+        planned.append(call.plan)
+        run(call, device_of)
+
+    monkeypatch.setattr(launch.Call, "launch", record)
+
+    def tiles() -> dict[str, set[int]]:
+        """Columns of a tile in the forward's launches, and in the backward's."""
+        planned.clear()
+        y = fused_smlp(*arguments)
+        exact = formula(*exact_arguments)
+        assert_close(y, exact, smlp(*arguments), eps=EPS[torch.float64])
+        grads = torch.autograd.grad(y.square().sum(), arguments)
+        for a, e in zip(
+            grads, torch.autograd.grad(exact.square().sum(), exact_arguments), strict=True
+        ):
+            assert_close(a, e, None, eps=EPS[torch.float64])
+        found: dict[str, set[int]] = {"axis_kernel": set(), "both_axes_kernel": set()}
+        for plan in planned:
+            k = plan.constants
+            if "LINES" in k:
+                found["axis_kernel"].add(k["LINES"] * k["BLOCK_C"])
+            elif "LINES_H" in k:
+                found["both_axes_kernel"].add(k["LINES_H"] * k["BLOCK_C_H"])
+        return found
+
+    before = tiles()
+    add_row(row)
+    added = {row.elements // 16}
+    assert (
+        before
+        != tiles()
+        == {
+            "axis_kernel": before["axis_kernel"] if row.forward is True else added,
+            "both_axes_kernel": before["both_axes_kernel"] if row.forward is False else added,
+        }
+    )
