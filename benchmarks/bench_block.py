@@ -45,7 +45,7 @@ def test_block(
     pass_: str,
     provider: Provider,
     ceilings: Ceilings | None,
-    flush: timing.Call,
+    flush: timing.Step,
     pytestconfig: pytest.Config,
 ) -> None:
     if reason := provider.why_not(bench.layout):
@@ -75,7 +75,7 @@ def gpu_times(bench: Workbench, pass_: str, competitors: list[Provider]) -> dict
     return bench.measured[pass_]
 
 
-def _memory(bench: Workbench, pass_: str, provider: Provider, step: timing.Call) -> dict[str, Any]:
+def _memory(bench: Workbench, pass_: str, provider: Provider, step: timing.Step) -> dict[str, Any]:
     """Peak beyond what was allocated before, and what a forward keeps for its backward."""
     peak = timing.peak_bytes(step)
     memory: dict[str, Any] = {"peak_mb": None if peak is None else peak / 1e6}

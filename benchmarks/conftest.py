@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import environment, providers, shapes
 from benchmarks.report import Report, tables
-from benchmarks.roofline import PASSES, Ceilings, describe, measure_ceilings
-from benchmarks.timing import Call, l2_flush
+from benchmarks.roofline import PASSES, Ceilings, measure_ceilings
+from benchmarks.timing import Step, l2_flush
 from benchmarks.workbench import CompileBudget, Workbench, open_workbench
 from smlp.machine import in_words
 
@@ -72,7 +72,7 @@ def ceilings(pytestconfig: pytest.Config) -> Ceilings | None:
 
 
 @pytest.fixture(scope="session")
-def flush() -> Call:
+def flush() -> Step:
     return l2_flush()
 
 
@@ -118,7 +118,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         lines = _rehearsed(config, len(rows))
     else:
         rows = [row for row in rows if row.get("gpu_us") is not None]
-        lines = [describe(ceilings), "", *tables(Report(rows, ceilings, {}).series())]
+        lines = [str(ceilings), "", *tables(Report(rows, ceilings, {}).series())]
         lines.append("Latency, host time and memory of each are in the JSON.")
     for line in lines:
         terminalreporter.write_line(line)

@@ -29,8 +29,8 @@ from benchmarks.measure_block import timed
 from benchmarks.measure_network import network
 from benchmarks.recorder import RESULTS, Context, DeviceLostError, Measurement, Recorder, details
 from benchmarks.report import NOTHING, Report, readme_text, tables
-from benchmarks.roofline import Ceilings, describe, measure_ceilings
-from benchmarks.rows import compare
+from benchmarks.roofline import Ceilings, measure_ceilings
+from benchmarks.rows import with_ratios
 from benchmarks.shapes import DEMO, GROUPS, GROWTH, STAGES
 from benchmarks.standalone import VARIANTS
 from smlp.machine import in_words
@@ -99,7 +99,7 @@ def all_rows(recorder: Recorder) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for row in recorder.rows():
         groups.setdefault(row["group"], {}).setdefault(row["provider"], row)
-    return [row for group in groups.values() for row in compare(list(group.values()))]
+    return [row for group in groups.values() for row in with_ratios(list(group.values()))]
 
 
 def chunk_tables(recorder: Recorder) -> list[str]:
@@ -177,7 +177,7 @@ def conclude(recorder: Recorder, folder: Path, command: str) -> None:
             Report([row for row in rows if (row["shape"] in stages) is kept], rates, facts)
             for kept in (True, False)
         )
-        text += ["", describe(rates), "", *tables(report.series()), *tables(others.series())]
+        text += ["", str(rates), "", *tables(report.series()), *tables(others.series())]
         text += chunk_tables(recorder)
         readme = readme_text(report, judged) if report.rows else NOTHING
     (folder / "readme.md").write_text(f"{readme}\n")
@@ -233,7 +233,7 @@ def main() -> None:
     recorder = Recorder(arguments.out)
     try:
         context.ceilings = measure_ceilings()
-        print(describe(context.ceilings), flush=True)
+        print(context.ceilings, flush=True)
     except RuntimeError as reason:
         print(f"skipped: {reason}")
     wanted = measurements()

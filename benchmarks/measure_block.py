@@ -94,7 +94,7 @@ def chunks(shape: Shape) -> Measurement:
     return Measurement(f"chunks {shape.name}", run)
 
 
-def products_of(shape: Shape, device: str) -> tuple[int, dict[str, timing.Call]]:
+def products_of(shape: Shape, device: str) -> tuple[int, dict[str, timing.Step]]:
     """The products of a chunk of a bfloat16 block that PyTorch (cuBLAS) computes, on random data.
 
     One is the forward's, two are the backward's, of as many flops, which come first. If one of them

@@ -11,7 +11,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.providers import PROVIDERS
-from benchmarks.roofline import PASSES, Ceilings, describe
+from benchmarks.roofline import PASSES, Ceilings
 from benchmarks.rows import best_torch
 from benchmarks.shapes import BY_NAME
 from smlp.machine import in_words
@@ -53,7 +53,7 @@ class Report:
     def source(self, command: str) -> str:
         """The command, the machine and the ceilings, in a sentence."""
         facts = in_words(self.environment, FACTS)
-        return f"Measured by `{command}`: {facts}; {describe(self.ceilings)}."
+        return f"Measured by `{command}`: {facts}; {self.ceilings}."
 
 
 def load(path: Path) -> Report:

@@ -53,6 +53,15 @@ class Ceilings:
             if not rate > 0:
                 raise ValueError(f"{name}: expected a positive rate, got {rate}")
 
+    def __str__(self) -> str:
+        rates = ", ".join(
+            f"{dtype} {rate / 1e12:.0f} TFLOP/s" for dtype, rate in self.gemm_flops_per_s.items()
+        )
+        return (
+            f"ceilings measured on {self.device}: "
+            f"copy {self.copy_bytes_per_s / 1e12:.2f} TB/s, products {rates}"
+        )
+
     def matrix_rate(self, dtype: str) -> float:
         """Flops per second for ``dtype``; a ValueError names the dtypes that were measured."""
         if dtype not in self.gemm_flops_per_s:
@@ -150,14 +159,3 @@ def _median_seconds(call: Callable[[], object]) -> float:
     from triton.testing import do_bench  # needs a driver when used, so never at import
 
     return do_bench(call, warmup=50, rep=200, return_mode="median") / 1e3
-
-
-def describe(ceilings: Ceilings) -> str:
-    """The ceilings in one line, for the head of every table."""
-    rates = ", ".join(
-        f"{dtype} {rate / 1e12:.0f} TFLOP/s" for dtype, rate in ceilings.gemm_flops_per_s.items()
-    )
-    return (
-        f"ceilings measured on {ceilings.device}: "
-        f"copy {ceilings.copy_bytes_per_s / 1e12:.2f} TB/s, products {rates}"
-    )

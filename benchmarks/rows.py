@@ -52,7 +52,7 @@ def make_row(
     }
 
 
-def compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of one group with their ratios to each other, however they were measured."""
     all_us = {row["provider"]: row["gpu_us"] for row in rows if row.get("gpu_us") is not None}
     return [

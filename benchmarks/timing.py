@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Call = Callable[[], Any]
+Step = Callable[[], Any]
 Stopwatch = Callable[[], float]  # one sample, in microseconds per call
 
 GRAPH_US = 3000.0  # length of one replay: thousands of times the resolution of an event
@@ -30,7 +30,7 @@ def synchronised_seconds() -> float:
     return time.perf_counter()
 
 
-def l2_flush() -> Call:
+def l2_flush() -> Step:
     """What overwrites a buffer larger than the L2 cache; does nothing without a GPU."""
     if not torch.cuda.is_available():
         return lambda: None
@@ -42,14 +42,14 @@ def l2_flush() -> Call:
     return flush
 
 
-def event_us(call: Call) -> float:
+def event_us(call: Step) -> float:
     """Median GPU time of one call between two events, the L2 flushed before each."""
     from triton.testing import do_bench  # needs a driver when used, so never at import
 
     return 1e3 * do_bench(call, warmup=10, rep=50, return_mode="median")
 
 
-def graph_stopwatch(calls: Sequence[Call], estimate_us: float) -> Stopwatch:
+def graph_stopwatch(calls: Sequence[Step], estimate_us: float) -> Stopwatch:
     """Capture ``calls`` round-robin into one CUDA graph on the current stream.
 
     Args:
@@ -85,7 +85,7 @@ def graph_stopwatch(calls: Sequence[Call], estimate_us: float) -> Stopwatch:
     return sample
 
 
-def wall_stopwatch(call: Call) -> Stopwatch:
+def wall_stopwatch(call: Step) -> Stopwatch:
     """Wall time of one call until the device is done."""
 
     def sample() -> float:
@@ -107,7 +107,7 @@ def interleaved(stopwatches: Mapping[str, Stopwatch], rounds: int = 7) -> dict[s
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def host_us(call: Call, count: int = 20, rounds: int = 5) -> float:
+def host_us(call: Step, count: int = 20, rounds: int = 5) -> float:
     """Median time the host needs to issue one call, without waiting for the device.
 
     ``count`` is small enough for the launch queue (1,024 entries) not to fill up and block.
@@ -122,7 +122,7 @@ def host_us(call: Call, count: int = 20, rounds: int = 5) -> float:
     return statistics.median(samples)
 
 
-def peak_bytes(call: Call) -> int | None:
+def peak_bytes(call: Step) -> int | None:
     """Device memory that one call needs beyond what is allocated before it; None without a GPU."""
     if not torch.cuda.is_available():
         return None
@@ -136,7 +136,7 @@ def peak_bytes(call: Call) -> int | None:
     return peak
 
 
-def saved_bytes(call: Call, parameters: Sequence[Tensor]) -> int:
+def saved_bytes(call: Step, parameters: Sequence[Tensor]) -> int:
     """Bytes of the distinct storages that autograd keeps after a forward, parameters left out.
 
     Counts x itself when it is saved: it has to stay alive for the backward. Does not see inside a

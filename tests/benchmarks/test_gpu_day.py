@@ -199,7 +199,6 @@ def test_another_process_goes_on_when_the_device_is_lost(
     monkeypatch.setattr(gpu_day.Recorder, "run", run)
     monkeypatch.setattr(gpu_day, "conclude", lambda *_: None)
     monkeypatch.setattr(gpu_day, "measure_ceilings", lambda: None)
-    monkeypatch.setattr(gpu_day, "describe", lambda _: "invented")
     monkeypatch.setattr(gpu_day.os, "execv", lambda _, command: started.append(command))
     arguments = ["gpu_day", "--out", str(tmp_path), "--minutes", "2"]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.roofline import (
     Ceilings,
-    describe,
     floor_us,
     flops,
     io_bytes,
@@ -110,5 +109,5 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_line() -> None:
-    line = describe(Ceilings(4.31e12, {"bf16": 7.9e14, "fp32": 5e13}, "H"))
+    line = str(Ceilings(4.31e12, {"bf16": 7.9e14, "fp32": 5e13}, "H"))
     assert line.endswith("on H: copy 4.31 TB/s, products bf16 790 TFLOP/s, fp32 50 TFLOP/s")

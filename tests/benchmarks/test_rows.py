@@ -38,7 +38,7 @@ def test_rows_measured_apart_are_compared_again() -> None:
     fused = {"provider": "fused", "gpu_us": 20.0, "over_best_torch": 3.0}
     compiled = {"provider": "compiled", "gpu_us": 30.0}
     absent = {"provider": "handwritten"}
-    compared = rows.compare([fused, compiled, absent])
+    compared = rows.with_ratios([fused, compiled, absent])
     assert compared[0]["over_best_torch"] == pytest.approx(1.5)
     assert compared[1]["speedup_over"] == {"fused": pytest.approx(20 / 30)}
     assert compared[2] == absent
