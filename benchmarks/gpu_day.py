@@ -24,7 +24,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environment, measure_block, measure_process, plot, targets
+from benchmarks import (
+    environment,
+    measure_block,
+    measure_hopper,
+    measure_process,
+    plot,
+    targets,
+)
 from benchmarks.measure_block import timed
 from benchmarks.measure_network import network
 from benchmarks.recorder import RESULTS, Context, DeviceLostError, Measurement, Recorder, details
@@ -58,6 +65,7 @@ def measurements() -> list[Measurement]:
         *(measure_process.dram_bytes(shape) for shape in targets.DRAM_SHAPES),
         Measurement("host time", measure_block.host),
         Measurement("graph replay", measure_block.graph_replay),
+        *measure_hopper.measurements(),
         Measurement("network", network, seconds=90.0),
         *(measure_block.memory(shape) for shape in STAGES),
         Measurement("first call", measure_process.first_call, seconds=120.0),

@@ -175,11 +175,11 @@ def read_checker(text: str, status: int) -> dict[str, Any]:
         RuntimeError: if it found nothing, but the program failed.
     """
     said = [line for line in text.splitlines() if line.startswith("=========")]
-    errors = re.findall(r"ERROR SUMMARY: (\d+) error", text)
+    errors = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", text)
     if not errors:
         raise SkippedError(f"compute-sanitizer ended with {status}, no summary: {said[-3:]}")
     if any(map(int, errors)):
-        return {"failures": {"memcheck": " ".join(said[1:8])}}
+        return {"failures": {"compute-sanitizer": " ".join(said[1:8])}}
     if status != 0:
         raise RuntimeError(f"no errors found, but the program ended with {status}: {text[-300:]!r}")
     return {"failures": {}}

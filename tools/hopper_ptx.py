@@ -1,6 +1,7 @@
-"""``python -m tools.hopper_ptx``: write what is generated in smlp_kernels/hopper, by nvcc 13.0.
+"""``python -m tools.hopper_ptx``: write what is generated of the Hopper kernel, by nvcc 13.0.
 
-The wrappers of matrix products, and the PTX text of all kernels, which is what a wheel carries.
+In smlp_kernels/hopper the wrappers of matrix products, and the PTX text of all kernels, which is
+what a wheel carries; in benchmarks the PTX text of the probes.
 """
 
 import lzma
@@ -11,8 +12,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[1] / "smlp_kernels" / "hopper"
-PRODUCTS, PTX = FOLDER / "products.cuh", FOLDER / "kernels.ptx.xz"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "smlp_kernels" / "hopper"
+PRODUCTS, KERNELS = FOLDER / "products.cuh", FOLDER / "kernels.cu"
+PROBES = ROOT / "benchmarks" / "hopper_probes.cu"
 NVCC = "13.0"  # another one writes another text
 VERSION = "8.0"  # of PTX: the oldest that has all of its instructions
 SIZES = (200, 248, 256)  # pixels of a tile
@@ -82,30 +85,36 @@ def missing() -> str | None:
     return None
 
 
-def compile_ptx() -> str:
-    """PTX text of ``kernels.cu``, without comments."""
+def compile_ptx(source: Path) -> str:
+    """PTX text of a file, without comments."""
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "kernels.ptx")
+        target = Path(folder, "text.ptx")
         command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90a", "-ptx", "-o", str(target)]
-        subprocess.run([*command, str(FOLDER / "kernels.cu")], check=True)
+        subprocess.run([*command, str(source)], check=True)
         text = re.sub(r"(?m)^\.version .*$", f".version {VERSION}", target.read_text())
     dropped = ("//", '.pragma "used_bytes_mask')  # of a later version, and a hint
     lines = (line for line in text.splitlines() if not line.strip().startswith(dropped))
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
-def shipped_ptx() -> str:
-    """PTX text of all kernels as it lies in the package."""
-    return lzma.decompress(PTX.read_bytes()).decode()
+def shipped(source: Path) -> Path:
+    """Where the PTX text of a file lies, compressed."""
+    return source.with_suffix(".ptx.xz")
+
+
+def shipped_ptx(source: Path) -> str:
+    """PTX text of a file as it lies next to it."""
+    return lzma.decompress(shipped(source).read_bytes()).decode()
 
 
 def main() -> None:
     if reason := missing():
         raise SystemExit(f"hopper_ptx: {reason}")
     PRODUCTS.write_text(products())
-    packed = lzma.compress(compile_ptx().encode(), preset=9 | lzma.PRESET_EXTREME)
-    PTX.write_bytes(packed)
-    print(f"written: {PRODUCTS}, {PTX} ({len(packed)} bytes)")
+    for source in (KERNELS, PROBES):
+        packed = lzma.compress(compile_ptx(source).encode(), preset=9 | lzma.PRESET_EXTREME)
+        shipped(source).write_bytes(packed)
+        print(f"written: {shipped(source)} ({len(packed)} bytes)")
 
 
 if __name__ == "__main__":

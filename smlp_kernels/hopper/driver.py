@@ -1,7 +1,6 @@
 """From PTX text to a launch: Triton's assembler, then the CUDA driver's C interface by ctypes."""
 
 import ctypes
-import functools
 import hashlib
 import lzma
 import re
@@ -35,20 +34,19 @@ class Kernel(NamedTuple):
     context: ctypes.c_void_p  # the device's primary one, which torch uses as well
 
 
-@functools.cache
-def ptx_of(kernel: str) -> str:
-    """PTX text of one kernel."""
-    text = lzma.decompress(TEXT.read_bytes()).decode()
+def ptx_of(kernel: str, file: Path = TEXT) -> str:
+    """PTX text of one kernel of a file."""
+    text = lzma.decompress(file.read_bytes()).decode()
     head, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", text)
     return head + next(text for text in kernels if text.startswith(f".visible .entry {kernel}("))
 
 
-def binary_of(kernel: str) -> bytes:
+def binary_of(kernel: str, file: Path = TEXT) -> bytes:
     """Machine code by Triton's ptxas, kept in Triton's cache.
 
     Without one that works, the text, which the driver assembles itself.
     """
-    text = ptx_of(kernel).encode()
+    text = ptx_of(kernel, file).encode()
     try:
         ptxas = knobs.nvidia.ptxas
         version = f"{ptxas.path} {ptxas.version}".encode()
@@ -86,6 +84,10 @@ class Driver:
         self._cuda.cuLaunchKernel.argtypes = [ctypes.c_void_p, *integers, *pointers]
         self._kernels: dict[tuple[int, str], Kernel | UnavailableError] = {}
 
+    def binary(self, kernel: str) -> bytes:
+        """What is loaded for a kernel."""
+        return binary_of(kernel)
+
     def launch(self, call: Call, device: int, stream: int) -> None:
         """Run a kernel, which is loaded first if need be."""
         plan = call.plan
@@ -121,7 +123,7 @@ class Driver:
         self._call("cuDeviceGet", ctypes.byref(number), device)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
         with self._current(context):
-            self._call("cuModuleLoadData", ctypes.byref(module), binary_of(plan.kernel))
+            self._call("cuModuleLoadData", ctypes.byref(module), self.binary(plan.kernel))
             name = plan.kernel.encode()
             self._call("cuModuleGetFunction", ctypes.byref(function), module, name)
             self._call("cuFuncGetAttribute", ctypes.byref(local), LOCAL_SIZE_BYTES, function)

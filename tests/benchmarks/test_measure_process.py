@@ -145,7 +145,7 @@ def test_the_memory_checker_tells_what_it_found(monkeypatch: pytest.MonkeyPatch)
     assert verdict(f"{head}========= ERROR SUMMARY: 0 errors\n", 0) == {"failures": {}}
     found = f"{head}========= Invalid read of size 2\n========= ERROR SUMMARY: 1 error\n"
     for status in (0, 1, 9):  # a program that dies of what was found ends with its own
-        assert "Invalid read of size 2" in verdict(found, status)["failures"]["memcheck"]
+        assert "Invalid read of size 2" in verdict(found, status)["failures"]["compute-sanitizer"]
     with pytest.raises(SkippedError, match=r"ended with 1, no summary: .*Device not supported"):
         verdict("========= Device not supported\n", 1)
     with pytest.raises(RuntimeError, match="no errors found, but the program ended with 1"):

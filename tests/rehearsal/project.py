@@ -33,6 +33,37 @@ def functional(module: ModuleType) -> None:
     module.fallback_reason, module.dispatch = no_reason, by_pytorch
 
 
+def by_formula(x: Tensor, *weights: Any) -> Tensor:
+    """The operator ``mix``, weights transposed or not."""
+    from smlp.testing import formula
+
+    return formula(x, *weights[:4], weights[4].flatten(1), weights[5])
+
+
+def ops(module: ModuleType) -> None:
+    """What calls the operator by itself gets its values."""
+    module.run_mix = by_formula
+
+
+def hopper(module: ModuleType) -> None:
+    """The kernel in CUDA C++ computes by PyTorch."""
+    module.mix = lambda x, weights: by_formula(x, *weights)
+
+
+def hopper_driver(module: ModuleType) -> None:
+    """Nothing is loaded, and every launch takes a clock a round."""
+
+    class Driver(module.Driver):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            pass
+
+        def launch(self, call: Any, device: int, stream: int) -> None:
+            call.parameters()
+            call.cycles.fill_(call.sizes[0])
+
+    module.Driver = Driver
+
+
 def shapes(module: ModuleType) -> None:
     """Every shape keeps its name and becomes small; a few stages stand for all."""
 
@@ -94,6 +125,9 @@ def models(module: ModuleType) -> None:
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "smlp_kernels.functional": functional,
+    "smlp_kernels.ops": ops,
+    "smlp_kernels.hopper": hopper,
+    "smlp_kernels.hopper.driver": hopper_driver,
     "smlp.data": data,
     "smlp.train.models": models,
     "benchmarks.shapes": shapes,

@@ -11,19 +11,24 @@ from triton import knobs
 from smlp_kernels.hopper.driver import OPTIONS
 from tools import hopper_ptx
 
-KERNELS = re.findall(r"(?m)^\.visible \.entry (\w+)\(", hopper_ptx.shipped_ptx())
+SOURCES = (hopper_ptx.KERNELS, hopper_ptx.PROBES)
 MAX_REGISTERS = 168  # of a thread, with 384 in a block
+
+
+def kernels_of(source: Path) -> list[str]:
+    return re.findall(r"(?m)^\.visible \.entry (\w+)\(", hopper_ptx.shipped_ptx(source))
 
 
 def test_products_are_what_the_tool_writes() -> None:
     assert hopper_ptx.PRODUCTS.read_text() == hopper_ptx.products()
 
 
-def test_text_is_what_the_source_compiles_to() -> None:
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_text_is_what_the_source_compiles_to(source: Path) -> None:
     if reason := hopper_ptx.missing():
         pytest.skip(f"{reason}: the shipped PTX is not compared with its source")
-    compiled = hopper_ptx.compile_ptx()
-    assert hopper_ptx.shipped_ptx() == compiled, "run python -m tools.hopper_ptx"
+    compiled = hopper_ptx.compile_ptx(source)
+    assert hopper_ptx.shipped_ptx(source) == compiled, "run python -m tools.hopper_ptx"
 
 
 def test_another_nvcc_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,29 +45,34 @@ def test_another_nvcc_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_kernels_are_those_that_plans_name() -> None:
     kinds = [f"{n}{t}" for n in ("200", "248", "256", "strips") for t in ("", "_t")]
-    assert sorted(KERNELS) == sorted(f"smlp_{d}_{k}" for d in ("bf16", "fp16") for k in kinds)
+    assert sorted(kernels_of(hopper_ptx.KERNELS)) == sorted(
+        f"smlp_{d}_{k}" for d in ("bf16", "fp16") for k in kinds
+    )
 
 
 def test_a_wheel_carries_the_text() -> None:
-    root = hopper_ptx.FOLDER.parents[1]
-    tools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
+    tools = tomllib.loads((hopper_ptx.ROOT / "pyproject.toml").read_text())["tool"]
     patterns = tools["setuptools"]["package-data"]["smlp_kernels"]
-    path = hopper_ptx.PTX.relative_to(root / "smlp_kernels")
+    path = hopper_ptx.shipped(hopper_ptx.KERNELS).relative_to(hopper_ptx.FOLDER.parent)
     assert any(path.match(pattern) for pattern in patterns)
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What Triton's ptxas says of each kernel, and of none in particular."""
-    folder = tmp_path_factory.mktemp("ptx")
-    (folder / "all.ptx").write_text(hopper_ptx.shipped_ptx())
-    command = [knobs.nvidia.ptxas.path, "-v", *OPTIONS, "all.ptx", "-o", "all.cubin"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    first, *others = result.stderr.split("Compiling entry function '")
-    return {"": first} | dict(text.split("'", 1) for text in others)
+    found = {"": ""}
+    for source in SOURCES:
+        folder = tmp_path_factory.mktemp("ptx")
+        (folder / "all.ptx").write_text(hopper_ptx.shipped_ptx(source))
+        command = [knobs.nvidia.ptxas.path, "-v", *OPTIONS, "all.ptx", "-o", "all.cubin"]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        first, *others = result.stderr.split("Compiling entry function '")
+        found[""] += first
+        found.update(text.split("'", 1) for text in others)
+    return found
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", [name for source in SOURCES for name in kernels_of(source)])
 def test_resources(kernel: str, reports: dict[str, str]) -> None:
     """Registers, spills, and products that ptxas would let wait for each other."""
     report = reports[kernel]

@@ -22,7 +22,7 @@ pytestmark = needs_gcc
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
     """Without an assembler: the text is what is loaded."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(module, "binary_of", lambda kernel: b".version 8.0\n")
+    monkeypatch.setattr(module, "binary_of", lambda *_: b".version 8.0\n")
     return Stub(tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_nothing_is_loaded_during_a_capture(
     assert stub.integer("loads") == 0
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(module, "binary_of", lambda kernel: b".version 8.0\n")
+    monkeypatch.setattr(module, "binary_of", lambda *_: b".version 8.0\n")
     stub.driver.launch(call, 0, 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     stub.driver.launch(call, 0, 0)  # what is loaded can be captured

@@ -27,7 +27,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
     monkeypatch.setattr(hopper, "arch_of", lambda x: 90)
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(hopper, "cuda_driver", lambda: made.driver)
-    monkeypatch.setattr(loader, "binary_of", lambda kernel: b".version 8.0\n")
+    monkeypatch.setattr(loader, "binary_of", lambda *_: b".version 8.0\n")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(90))
     hopper.warn_once.cache_clear()
