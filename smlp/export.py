@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from smlp.network import PyramidNetwork, unwrapped
+from smlp.network import PyramidNetwork, require_module, unwrapped
 
 OPSET = 18  # what torch's exporter translates to without a conversion afterwards
 
@@ -32,8 +32,7 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
         ValueError: if ``images`` has not four axes, or a batch of less than 2.
         ImportError: if the exporter is missing, with the command that installs it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     if images.dim() != 4 or images.shape[0] < 2:  # torch.export takes an axis of 1 for a constant
         raise ValueError(
             f"images: expected shape [B, C, H, W] with B of at least 2, got {list(images.shape)}"

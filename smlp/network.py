@@ -229,6 +229,12 @@ class FeaturePyramid(Unscripted):
         self.network.set_grad_checkpointing(enable)
 
 
+def require_module(model: nn.Module) -> None:
+    """Raise a TypeError if ``model`` is none."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return what data parallelism, ``AveragedModel`` or ``torch.compile`` wrapped."""
     while True:

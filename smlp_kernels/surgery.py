@@ -5,6 +5,7 @@ import logging
 from torch import nn
 
 from smlp import SMLPBlock
+from smlp.network import require_module
 from smlp_kernels.folding import Foldable, FoldedSMLPBlock, foldable
 from smlp_kernels.modules import FusedSMLPBlock
 
@@ -38,7 +39,8 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
         ValueError: if there is nothing to swap, or with ``fold`` nothing that folds, as where all
             is in training mode; the model is left as it was.
     """
-    found = foldable(_module(model)) if fold else Foldable({}, {})
+    require_module(model)
+    found = foldable(model) if fold else Foldable({}, {})
     if fold and not found.parts:
         raise ValueError(
             "model: expected something that folds (fold=False swaps the blocks alone), got "
@@ -63,6 +65,7 @@ def unfuse_model(model: nn.Module) -> int:
 
     Args, returns and errors as for :func:`fuse_model`.
     """
+    require_module(model)
     return _swap(model, FusedSMLPBlock, SMLPBlock)
 
 
@@ -70,7 +73,7 @@ def _swap(
     model: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock], *, needed: bool = True
 ) -> int:
     """The two classes differ in ``forward`` alone, so changing the class is the whole swap."""
-    swaps = [(m, kind) for m in _module(model).modules() if (kind := _swapped(type(m), old, new))]
+    swaps = [(m, kind) for m in model.modules() if (kind := _swapped(type(m), old, new))]
     if needed and not swaps:
         raise ValueError(
             f"model: expected at least one {old.__name__} to swap, found none in "
@@ -99,9 +102,3 @@ def _swapped(
         return None
     name = kind.__name__.replace(old.__name__, new.__name__)
     return type(name, (wrapper, new), dict(vars(kind)))
-
-
-def _module(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    return model

@@ -1,6 +1,5 @@
 """``warmup``: the kernels that a model launches, compiled before its first step, on all cores."""
 
-import contextlib
 import contextvars
 import copy
 import logging
@@ -17,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fa
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from smlp.network import require_module
 from smlp_kernels import launch, ops
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.backward import mix_backward
@@ -67,8 +67,7 @@ def warmup(
         ValueError: if ``model`` has no fused block, or none that runs on the kernels, as on a CPU;
             if ``input_shape`` is not four positive integers or the model does not take it.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     if not any(map(may_run_on_kernels, model.modules())):
         raise ValueError(
             f"model: expected at least one fused block, found none in {type(model).__name__}; "
@@ -153,11 +152,14 @@ class Recorder(TorchDispatchMode):
             arch, keep = launch.arch_of(args[0]), partial(self.keep, args[0])
             with unset_fake_temporarily():  # Triton wants addresses; those of meta tensors are 0
                 first, second, *_ = meta = tuple(map(on_meta, args))
-                if func is ops.mix:
-                    load_hopper(args[0].device, first, Weights(*meta[1:]))
-                    mix(first, Weights(*meta[1:]), arch, keep)
-                else:
+                if func is ops.mix_backward:
                     mix_backward(first, second, *ops.split_arguments(meta[2:]), arch, keep)
+                else:
+                    mix(first, Weights(*meta[1:]), arch, keep)
+                    if ops.run_hopper is not None:
+                        from smlp_kernels import hopper
+
+                        hopper.warm_up(first, Weights(*meta[1:]), args[0].device.index)
         return func(*args, **(kwargs or {}))
 
     def keep(self, x: Tensor, call: Call) -> None:
@@ -183,16 +185,6 @@ def compile_all(calls: list[tuple[Call, Tensor]]) -> None:
         # in a context that ends here: Triton leaves its mode on where a compilation fails
         kernels = contextvars.copy_context().run(compiled)
         list(pool.map(load, kernels, [x for _, x in calls]))  # a list raises what a thread raised
-
-
-def load_hopper(device: torch.device, x: Tensor, weights: Weights) -> None:
-    """Load the Hopper kernel that ``mix`` would take; if that fails, its call says so."""
-    if ops.run_hopper is None:
-        return
-    from smlp_kernels import hopper
-
-    with contextlib.suppress(hopper.UnavailableError):
-        hopper.prepare(x, weights, device.index)
 
 
 def on_meta(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Imported only where SMLP_KERNELS_HOPPER=1 is set.
 """
 
+import contextlib
 import functools
 import logging
 
@@ -59,6 +60,12 @@ def prepare(x: Tensor, weights: Weights, device: int) -> Kernel | None:
         return None
     call = call_of(x, weights, multiprocessors(device))
     return None if call is None else cuda_driver().load(call.plan, device)
+
+
+def warm_up(x: Tensor, weights: Weights, device: int) -> None:
+    """As :func:`prepare`; where that fails, the call itself says so."""
+    with contextlib.suppress(UnavailableError):
+        prepare(x, weights, device)
 
 
 def path_of(x: Tensor) -> str:
