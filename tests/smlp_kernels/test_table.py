@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from smlp.functional import smlp
+from smlp.block import smlp
 
 from smlp.testing import EPS, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch
