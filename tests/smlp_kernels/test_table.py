@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from smlp.block import smlp
 
+from smlp.block import smlp
 from smlp.testing import EPS, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch
 from smlp_kernels.kernels.axis import both_axes_plan, make_axis
