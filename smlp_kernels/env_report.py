@@ -15,7 +15,7 @@ from smlp import machine
 from smlp.testing import PRECISIONS
 from smlp_kernels import ops
 from smlp_kernels.functional import fallback_reason
-from smlp_kernels.kernels.tiles import axis_tile
+from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
 
 VARIABLES = (
@@ -41,7 +41,7 @@ def environment(gpu: int = 0) -> machine.Facts:
 
 def path_of(x: torch.Tensor) -> list[str]:
     """What runs a block on an input of this shape, type and device, and why; a line each."""
-    _, channels, height, width = x.shape
+    height, width = x.shape[2:]
     reason = fallback_reason(x)
     if reason is not None:
         return [f"runs on PyTorch: {reason}"]
@@ -49,8 +49,8 @@ def path_of(x: torch.Tensor) -> list[str]:
     lines = [f"runs on the fused kernels {place}"]
     for name, forward in (("forward", True), ("backward", False)):
         for axis, size in (("H", height), ("W", width)):
-            tile = axis_tile(size, channels, x.dtype, arch_of(x), forward)
-            lines.append(f"{name} along {axis}: {tile or 'products of PyTorch'}")
+            row = axis_row(size, x.dtype, arch_of(x), forward)
+            lines.append(f"{name} along {axis}: {row or 'products of PyTorch'}")
     return [*lines, f"instead of the forward's, if channels_last: {hopper_path(x)}"]
 
 

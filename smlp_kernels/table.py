@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from smlp_kernels.kernels.backward import backward_plan
 from smlp_kernels.kernels.mix import mix_plan
-from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_tile
+from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow
 
 ALLOWED = {
     "forward": ("None, True or False", (None, True, False)),
@@ -42,5 +42,5 @@ def add_row(row: AxisRow) -> None:
 def set_rows(rows: Sequence[AxisRow]) -> None:
     """Replace the table, and forget what was planned with the one before."""
     AXIS_TABLE[:] = rows
-    for cached in (axis_tile, mix_plan, backward_plan):
+    for cached in (mix_plan, backward_plan):
         cached.cache_clear()

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from smlp_kernels.kernels.tiles import AxisTile, axis_tile
+from smlp_kernels.kernels.tiles import AxisRow, axis_row
 from smlp_kernels.launch import Plan, Strides, cdiv
 
 
@@ -180,7 +180,7 @@ class Axis(NamedTuple):
     need_x: bool
     need_proj: bool
     need_fuse: bool
-    tile: AxisTile | None
+    tile: AxisRow | None  # the row that it is from
     programs: int
     precision: str
 
@@ -218,10 +218,11 @@ def make_axis(
     """
     channels, height, width = size
     length, lines = (height, width) if along_h else (width, height)
-    tile = axis_tile(length, channels, dtype, arch, not (needs[0] or needs[1]))
+    tile = axis_row(length, dtype, arch, not (needs[0] or needs[1]))
     programs = 1
     if tile is not None:  # programs of equally many tiles
-        tiles = tile.tiles(images * lines, channels)
+        tile_lines, block_c = tile.split(channels)
+        tiles = cdiv(images * lines, tile_lines) * cdiv(channels, block_c)
         programs = cdiv(tiles, cdiv(tiles, tile.programs))
     return Axis(size, along_h, *needs, tile, programs, precision)
 
@@ -238,6 +239,7 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
         return None
     if (h.tile.num_warps, h.tile.registers) != (w.tile.num_warps, w.tile.registers):
         return None
+    (lines_h, block_c_h), (lines_w, block_c_w) = (one.tile.split(channels) for one in (h, w))
     return Plan(
         both_axes_kernel,
         h.programs + w.programs,
@@ -251,11 +253,11 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
             "HEIGHT": height,
             "WIDTH": width,
             "POSITIONS_H": h.tile.positions,
-            "LINES_H": h.tile.lines,
-            "BLOCK_C_H": h.tile.block_c,
+            "LINES_H": lines_h,
+            "BLOCK_C_H": block_c_h,
             "POSITIONS_W": w.tile.positions,
-            "LINES_W": w.tile.lines,
-            "BLOCK_C_W": w.tile.block_c,
+            "LINES_W": lines_w,
+            "BLOCK_C_W": block_c_w,
             "PRECISION": h.precision,
         },
         h.tile.num_warps,
@@ -272,6 +274,7 @@ def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Pl
     tile = axis.tile
     if tile is None or not axis.is_needed:
         return None
+    lines, block_c = tile.split(channels)
     return Plan(
         axis_kernel,
         axis.programs,
@@ -285,8 +288,8 @@ def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Pl
             "NEED_X": axis.need_x,
             "NEED_FUSE": axis.need_fuse,
             "POSITIONS": tile.positions,
-            "LINES": tile.lines,
-            "BLOCK_C": tile.block_c,
+            "LINES": lines,
+            "BLOCK_C": block_c,
             "PRECISION": axis.precision,
         },
         tile.num_warps,

@@ -1,12 +1,9 @@
 """Tiles of the axis kernels: the table, and what is taken from it."""
 
-import functools
 from typing import NamedTuple
 
 import torch
 import triton
-
-from smlp_kernels.launch import cdiv
 
 
 class AxisRow(NamedTuple):
@@ -20,6 +17,12 @@ class AxisRow(NamedTuple):
     num_warps: int
     programs: int  # at most: a constant, so that the order of sums does not depend on the chip
     registers: int | None = None  # of a thread, at most
+
+    def split(self, channels: int) -> tuple[int, int]:
+        """Lines and channels of a tile: 32 to 128 bytes, no channel too many, if possible."""
+        columns = max(16, self.elements // self.positions)
+        block_c = max(16, min(64, channels & -channels, columns))
+        return columns // block_c, block_c
 
 
 # The first row that applies is taken; without any, the axis is left to PyTorch's products. Small
@@ -45,45 +48,11 @@ AXIS_TABLE = [
 ]
 
 
-class AxisTile(NamedTuple):
-    """The part of a row that is for one number of channels."""
-
-    positions: int
-    lines: int
-    block_c: int
-    num_warps: int
-    programs: int
-    registers: int | None
-
-    def tiles(self, lines: int, channels: int) -> int:
-        """Of a launch."""
-        return cdiv(lines, self.lines) * cdiv(channels, self.block_c)
-
-
 def axis_row(size: int, dtype: torch.dtype, arch: int, forward: bool) -> AxisRow | None:
     """The first row that applies to an axis of this size."""
-    positions = max(16, triton.next_power_of_2(size))
+    kind = (dtype.itemsize, max(16, triton.next_power_of_2(size)))
     for row in AXIS_TABLE:
-        if (
-            (row.itemsize, row.positions) == (dtype.itemsize, positions)
-            and (row.archs is None or arch in row.archs)
-            and row.forward in (forward, None)
-        ):
+        here = row.forward in (forward, None) and (row.archs is None or arch in row.archs)
+        if here and (row.itemsize, row.positions) == kind:
             return row
     return None
-
-
-@functools.cache
-def axis_tile(
-    size: int, channels: int, dtype: torch.dtype, arch: int, forward: bool
-) -> AxisTile | None:
-    """The tile for an axis of this size, or None where there is none.
-
-    Its lines have 32 to 128 contiguous bytes, and no channel more than there are, if possible.
-    """
-    row = axis_row(size, dtype, arch, forward)
-    if row is None:
-        return None
-    columns = max(16, row.elements // row.positions)
-    block_c = max(16, min(64, channels & -channels, columns))
-    return AxisTile(row.positions, columns // block_c, block_c, *row[5:])

@@ -63,6 +63,6 @@ def replaced(name: str, replacement: Any) -> Iterator[None]:
 
 def has_tile(arch: int, dtype: torch.dtype, positions: int) -> bool:
     """Whether kernels run along an axis of this size in any pass, or else PyTorch's products."""
-    from smlp_kernels.kernels.tiles import axis_tile
+    from smlp_kernels.kernels.tiles import axis_row
 
-    return any(axis_tile(positions, 64, dtype, arch, forward) for forward in (True, False))
+    return any(axis_row(positions, dtype, arch, forward) for forward in (True, False))

@@ -8,7 +8,7 @@ import torch
 from smlp_kernels.functional import DTYPES, MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels.axis import axis_plan, both_axes_plan, make_axis
 from smlp_kernels.kernels.rows import copy_images_plan
-from smlp_kernels.kernels.tiles import axis_tile
+from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from tools.aot_report import OTHERS, STAGES
 
@@ -27,24 +27,25 @@ def test_tiles_are_valid(shape: tuple[int, int, int], dtype: torch.dtype, forwar
     height, width, channels = shape
     for arch in ARCHS:
         for size in (height, width):
-            tile = axis_tile(size, channels, dtype, arch, forward)
+            row = axis_row(size, dtype, arch, forward)
             longest = {2: 128, 4: 64, 8: 64 if forward else 32}[dtype.itemsize]
-            assert (tile is None) == (size > longest)
-            if tile is not None:
-                assert is_power_of_two(tile.positions) and tile.positions >= max(size, 16)
-                assert is_power_of_two(tile.lines) and is_power_of_two(tile.block_c)
-                assert tile.block_c >= 16
+            assert (row is None) == (size > longest)
+            if row is not None:
+                lines, block_c = row.split(channels)
+                assert is_power_of_two(row.positions) and row.positions >= max(size, 16)
+                assert is_power_of_two(lines) and is_power_of_two(block_c)
+                assert block_c >= 16 and row.positions * lines * block_c == row.elements
 
 
 def test_programs_share_the_tiles_evenly() -> None:
     axis = make_axis((80, 56, 56), True, (False, False, True), 22, torch.bfloat16, "ieee", 90)
-    tiles = axis.tile.tiles(22 * 56, 80)
-    assert tiles == 22 * 56 / 4 * 5  # 4 lines of 16 channels
+    assert axis.tile.split(80) == (4, 16)  # lines, channels
+    tiles = 22 * 56 / 4 * 5
     assert axis.programs == tiles / 2 <= axis.tile.programs  # two each
 
 
 def test_tiles_do_not_depend_on_the_batch() -> None:
-    assert not {"batch", "images"} & set(inspect.signature(axis_tile).parameters)
+    assert not {"batch", "images"} & set(inspect.signature(axis_row).parameters)
 
 
 def test_constants_are_in_the_order_of_the_kernels() -> None:

@@ -28,8 +28,8 @@ def test_kernels_where_they_run(capsys: pytest.CaptureFixture[str]) -> None:
     line = path_line(capsys, "--block", "20x20x32", "--dtype", "fp16")
     where = "on cuda:0" if HAS_GPU else "in Triton's interpreter"
     assert f"runs on the fused kernels {where}" in line
-    assert "forward along H: AxisTile(positions=32, " in line
-    assert "backward along W: AxisTile(positions=32, " in line
+    assert "forward along H: AxisRow(archs=None, forward=True, itemsize=2, positions=32, " in line
+    assert "backward along W: AxisRow(archs=None, forward=None, itemsize=2, positions=32, " in line
     longer = path_line(capsys, "--block", "14x130x32", "--dtype", "fp16")
     assert "forward along W: products of PyTorch" in longer
 

@@ -198,7 +198,7 @@ def test_batches_in_chunks(dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.usefixtures("chunks")
 def test_axes_of_no_tile_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(axis, "axis_tile", lambda *_: None)
+    monkeypatch.setattr(axis, "axis_row", lambda *_: None)
     arguments = wanting(CHUNKED.arguments(torch.float64))
     dy = CHUNKED.arguments(torch.float64, seed=1)[0]
     exact = gradients(formula, to_float64(arguments), dy)

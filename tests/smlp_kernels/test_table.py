@@ -10,7 +10,7 @@ from smlp.block import smlp
 from smlp.testing import EPS, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch
 from smlp_kernels.kernels.axis import both_axes_plan, make_axis
-from smlp_kernels.kernels.tiles import AXIS_TABLE, axis_tile
+from smlp_kernels.kernels.tiles import AXIS_TABLE, axis_row
 from smlp_kernels.table import AxisRow, add_row, set_rows
 from tests.smlp_kernels.oracle import Case
 
@@ -63,18 +63,18 @@ def test_shipped_rows_would_be_taken(shipped: list[AxisRow]) -> None:
 
 
 def test_an_added_row_comes_first_where_it_applies() -> None:
-    def tile(arch: int, forward: bool) -> tuple[Any, ...] | None:
-        return axis_tile(56, 80, torch.bfloat16, arch, forward)
+    def row(arch: int, forward: bool, size: int = 56) -> AxisRow | None:
+        return axis_row(size, torch.bfloat16, arch, forward)
 
-    before = {arch: tile(arch, True) for arch in (80, 90)}
-    assert axis_tile(256, 80, torch.bfloat16, 90, True) is None
+    before = {arch: row(arch, True) for arch in (80, 90)}
+    assert row(90, True, size=256) is None
     add_row(GOOD)
-    assert tile(103, True) == tile(90, False) == (64, 2, 16, 4, 300, 128)
-    assert tile(80, True) == before[80] != tile(90, True) != before[90]
+    assert row(103, True) == row(90, False) == GOOD
+    assert row(80, True) == before[80] and row(90, True) != before[90]
     add_row(GOOD._replace(programs=200))
-    assert tile(90, True) == (64, 2, 16, 4, 200, 128)
+    assert row(90, True) == GOOD._replace(programs=200)
     add_row(GOOD._replace(positions=256))
-    assert axis_tile(256, 80, torch.bfloat16, 90, True) is not None
+    assert row(90, True, size=256) is not None
 
 
 def test_registers_of_both_axes_are_those_of_the_row() -> None:
