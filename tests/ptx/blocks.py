@@ -59,6 +59,9 @@ class Block:
         autocast: tensors are float32, and computed in the type of ``precision`` under autocast.
         order: 2: also the derivatives of a function of all gradients.
         early_copies: as in :func:`tests.ptx.launch.launch`.
+        multiprocessors: of the chip, on which the kernel in CUDA C++ has to run; 0: Triton's.
+        transposed_weights: matrices lie transposed in memory.
+        nan: x and the incoming gradient have one NaN, in the last image.
     """
 
     arch: int
@@ -72,6 +75,9 @@ class Block:
     autocast: bool = False
     order: int = 1
     early_copies: bool = False
+    multiprocessors: int = 0
+    transposed_weights: bool = False
+    nan: bool = False
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
@@ -81,9 +87,12 @@ class Block:
         if self.wanted != NAMES:
             words.append("d " + ",".join(self.wanted) if self.wanted else "no gradient")
         words += [f"no {name}" for name in self.absent]
-        words += [name for name in ("bias_map", "autocast", "early_copies") if getattr(self, name)]
+        flags = ("bias_map", "autocast", "early_copies", "transposed_weights", "nan")
+        words += [name for name in flags if getattr(self, name)]
         if self.order > 1:
             words.append("second order")
+        if self.multiprocessors:
+            words.append(f"{self.multiprocessors} multiprocessors")
         return " ".join(words)
 
     def run(self, seed: int = 1, change: Callable[[str, str], str] | None = None) -> Outcome:
@@ -95,7 +104,7 @@ class Block:
         before = torch.backends.cuda.matmul.fp32_precision
         torch.backends.cuda.matmul.fp32_precision = products
         try:
-            with blocks_on(chip), autocast:
+            with blocks_on(chip, self.multiprocessors), autocast:
                 from smlp_kernels import fused_smlp
 
                 actual = self.results(fused_smlp, arguments, dy)
@@ -107,16 +116,28 @@ class Block:
         squares = {}  # every result is a sum of products of the arguments
         if self.order == 1:
             squares = self.results(formula, squared(arguments), dy.double().square())
-        problems = faults(chip)
+        problems = chip.violations() if self.multiprocessors else faults(chip)
+        launched = [record.kernel for record in chip.records]
+        if self.multiprocessors and sum(kernel.startswith("smlp_") for kernel in launched) != (
+            2 if self.wanted == ("x",) else 1
+        ):
+            problems.append(f"not by the kernel in CUDA C++, but by {', '.join(launched)}")
         results: dict[str, Comparison] = {}
         for name, value in actual.items():
             if count := chip.memory.unwritten(value):
                 problems.append(f"{name}: {count} elements were never written")
+            is_nan = exact[name].isnan()  # in float64, only what the NaN belongs to is
+            if not torch.equal(value.isnan(), is_nan):
+                problems.append(f"wrong value: {name}: {int(value.isnan().sum())} values are NaN, "
+                                f"{int(is_nan.sum())} should be")  # fmt: skip
             terms = squares[name].sqrt() if name in squares else None
+            seen = [
+                None if t is None else t.masked_fill(is_nan, 0)
+                for t in (value, exact[name], peer[name], terms)
+            ]
             results[name] = compare(
-                value, exact[name], peer[name],
-                eps=eps, name=name, reduction=self.terms(name), terms=terms,
-            )  # fmt: skip
+                *seen[:3], eps=eps, name=name, reduction=self.terms(name), terms=seen[3]
+            )
             if problem := results[name].problem:
                 problems.append(f"wrong value: {name}: {problem}")
         if not chip.records and self.size[0]:
@@ -141,10 +162,17 @@ class Block:
         given["x"] = placed(given["x"], self.layout)
         for name in self.absent:
             given[name] = None
+        if self.transposed_weights:
+            for name in ("weight_h", "weight_w", "weight_fuse"):
+                matrix = given[name].flatten(1).t().contiguous().t()
+                given[name] = matrix.view(given[name].shape)
         for name in self.wanted:
             if given[name] is not None:
                 given[name].requires_grad_()
         dy = case.arguments(dtype, "contiguous", seed + 1)[0]
+        if self.nan:
+            for tensor in (given["x"], dy):
+                tensor.detach()[-1, channels // 2, height // 2, width - 1] = torch.nan
         if self.autocast:
             dy = dy.to(PRECISIONS[self.precision][0])
         return list(given.values()), placed(dy, self.gradient_layout or self.layout)

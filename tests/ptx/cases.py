@@ -149,6 +149,7 @@ def random_block(seed: int) -> Block:
 
 def groups(random_seeds: range) -> dict[str, list[Task]]:
     """Everything, by groups."""
+    from tests.ptx import hopper
     from tests.ptx.mutants import mutation_tasks
 
     bf16 = [*STAGES[80], *STAGES[96], *STAGES[112], *ODD, *LONG]
@@ -178,7 +179,8 @@ def groups(random_seeds: range) -> dict[str, list[Task]]:
         name: [Task(name, str(block), block.run) for block in blocks_]
         for name, blocks_ in found.items()
     }
-    tasks["mutants"] = mutation_tasks((80, 90), most=8)
+    tasks["hopper"] = hopper.everything()
+    tasks["mutants"] = mutation_tasks((80, 90), most=8) + hopper.all_mutation_tasks()
     tasks["random"] = [random_task(seed) for seed in random_seeds]
     return tasks
 
@@ -190,6 +192,7 @@ def random_task(seed: int) -> Task:
 
 def selection() -> list[Task]:
     """What every change runs."""
+    from tests.ptx import hopper
     from tests.ptx.examples import run_race
     from tests.ptx.mutants import mutation_tasks
 
@@ -202,7 +205,8 @@ def selection() -> list[Task]:
     ]
     tasks = [Task("selection", str(block), block.run) for block in found]
     tasks.append(Task("mutants", "a race of Triton's pipeliner", run_race))
-    return tasks + mutation_tasks((90,), most=3)
+    tasks += mutation_tasks((90,), most=3)
+    return tasks + hopper.selection() + hopper.mutation_tasks([hopper.TWO_PASSES, hopper.ONE_STRIP])
 
 
 def quick_selection() -> list[Task]:

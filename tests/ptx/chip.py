@@ -61,13 +61,14 @@ class Chip:
             config._active = before
 
     def run(
-        self, text: str, grid: tuple[int, int, int], arguments: list[Argument], metadata: Any
-    ) -> None:
+        self, kernel: str, text: str, grid: tuple[int, int, int], arguments: list[Argument],
+        *, warps: int, shared: int,
+    ) -> None:  # fmt: skip
         """A launch of compiled PTX."""
         if self.change is not None:
-            text = self.change(metadata.name, text)
+            text = self.change(kernel, text)
         record = launch(
-            text, grid, arguments, warps=metadata.num_warps, shared=metadata.shared,
+            text, grid, arguments, warps=warps, shared=shared,
             memory=self.memory, seed=self.seed, early_copies=self.early_copies,
         )  # fmt: skip
         self.records.append(record)
@@ -107,7 +108,10 @@ class _Launcher:
         launch_metadata: Any, enter: Any, leave: Any, *arguments: Any,
     ) -> None:  # fmt: skip
         given = [*flat(self.signature, arguments), ("u64", 0), ("u64", 0)]  # no scratch memory
-        triton.runtime.driver.active.chip.run(function, (x, y, z), given, self.metadata)
+        triton.runtime.driver.active.chip.run(
+            self.metadata.name, function, (x, y, z), given,
+            warps=self.metadata.num_warps, shared=self.metadata.shared,
+        )  # fmt: skip
 
 
 def flat(types: Sequence[Any], values: Sequence[Any]) -> Iterator[Argument]:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,8 +22,14 @@ class _OnGpu:
 
 
 @contextlib.contextmanager
-def blocks_on(chip: Chip) -> Iterator[None]:
-    """Fused blocks run their kernels on ``chip``, on CPU tensors made anywhere."""
+def blocks_on(chip: Chip, multiprocessors: int = 0) -> Iterator[None]:
+    """Fused blocks run their kernels on ``chip``, on CPU tensors made anywhere.
+
+    Args:
+        chip: of any compute capability.
+        multiprocessors: of a chip on which the kernels in CUDA C++ run where they apply; 0: one on
+            which only Triton's do.
+    """
     import smlp_kernels  # not before TRITON_INTERPRET is unset
     from smlp_kernels.launch import INTERPRETED
 
@@ -34,9 +41,24 @@ def blocks_on(chip: Chip) -> Iterator[None]:
         "on_device_of": lambda x: contextlib.nullcontext(),
         "fallback_reason": lambda x: reason(_OnGpu(x)),  # type: ignore[arg-type]
     }
+    if multiprocessors:
+        from smlp_kernels import hopper
+        from tests.ptx.cuda import ChipDriver
+
+        driver = ChipDriver(chip)
+        changes |= {
+            "run_hopper": hopper.mix,
+            "multiprocessors": lambda device: multiprocessors,
+            "cuda_driver": lambda: driver,
+            # what is loaded is then the PTX; ptxas does not run
+            "binary_of": lambda kernel: hopper.driver.ptx_of(kernel).encode(),
+        }
     with contextlib.ExitStack() as stack:
         for name, replacement in changes.items():
             stack.enter_context(replaced(name, replacement))
+        # torch for CPUs cannot be asked
+        no_graph = mock.patch("torch.cuda.is_current_stream_capturing", lambda: False)
+        stack.enter_context(no_graph)
         stack.enter_context(chip.active())
         yield
 

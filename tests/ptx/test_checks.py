@@ -164,6 +164,56 @@ def test_exchange_between_lanes() -> None:
     assert found(body.replace("bar.warp.sync -1;", "")) == one("lanes of a warp exchange data")
 
 
+LATER = """
+bar.warp.sync -1;
+ld.shared.b32 %r9, [%r22];
+BARRIER
+add.u32 %r9, %r0, 1000;
+st.shared.b32 [%r20], %r9;
+"""  # every lane reads what lies at %r22 and changes its own place
+
+
+@pytest.mark.parametrize(
+    ("other", "hazard"),
+    [
+        ("xor.b32 %r22, %r20, 4;", True),
+        ("mov.b32 %r22, %r20;", False),
+        ("and.b32 %r22, %r20, -128;", True),  # all lanes the same place
+    ],
+)
+def test_write_over_what_another_lane_reads(other: str, hazard: bool) -> None:
+    body = f"{other}\n{STORE}{LATER}"
+    assert found(body.replace("BARRIER", "bar.warp.sync -1;")) == set()
+    assert found(body.replace("BARRIER", "bar.sync 0;")) == set()
+    expected = one("lanes of a warp exchange data") if hazard else set()
+    assert found(body.replace("BARRIER", "")) == expected
+    same = body.replace("BARRIER", "").replace("%r0, 1000", "%r0, 0")  # the bytes that are there
+    assert found(same) == set()
+
+
+@pytest.mark.parametrize("is_matrix", ["load", "store"])
+def test_write_over_what_lanes_read_with_matrices(is_matrix: str) -> None:
+    load, store = "ld.shared.b32 %r9, [%r20];", "st.shared.b32 [%r20], %r8;"
+    if is_matrix == "load":
+        load = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r9}, [%r27];"
+    else:
+        store = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r27], {%r8};"
+    body = f"""
+    and.b32 %r26, %r0, 7;
+    shl.b32 %r26, %r26, 4;
+    mov.b32 %r27, global_smem;
+    add.u32 %r27, %r27, %r26;
+    {STORE}
+    bar.warp.sync -1;
+    {load}
+    BARRIER
+    add.u32 %r8, %r0, 1000;
+    {store}
+    """
+    assert found(body.replace("BARRIER", "bar.warp.sync -1;")) == set()
+    assert found(body.replace("BARRIER", "")) == one("lanes of a warp exchange data")
+
+
 # ---- asynchronous copies ----
 
 

@@ -12,6 +12,7 @@ enum {
     GRAIN = 2,          /* bytes that are watched as one: the smallest element stored alone */
     MAX_NOTES = 64,
     ALL_LANES = -1,
+    NO_LANE = -2, /* an asynchronous product, which has ended when it was waited for */
     SEVERAL = -1
 };
 
@@ -86,11 +87,12 @@ typedef struct {
 
 /* What is known of a GRAIN of shared memory. An epoch lies between two barriers of the program. */
 typedef struct {
-    u32 write_epoch, read_epoch, write_time, write_warp_epoch;
+    u32 write_epoch, read_epoch, write_time, write_warp_epoch, read_warp_epoch;
     u32 readers;       /* bit mask of warps, in read_epoch */
     u32 async_readers; /* wgmma products in flight that read it */
     u32 raced;         /* two warps wrote other bytes here: a violation once somebody reads them */
     u8 writer, lane, written;
+    u8 reader, read_lane; /* of read_warp_epoch: the last warp that read, and its lane or several */
     u8 pending; /* a copy into it is in flight */
     u8 copied;  /* the last write was one */
 } Cell;

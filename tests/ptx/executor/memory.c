@@ -133,7 +133,8 @@ int shared_at(Machine *m, u32 address, u32 bytes, int lane) {
     return (int)(address - SHARED_BASE);
 }
 
-/* Before the current warp reads; lane ALL_LANES where the lanes read together, as for matrices. */
+/* Before the current warp reads; lane ALL_LANES where the lanes read together, as for matrices, or
+ * NO_LANE. */
 void check_read(Machine *m, u32 at, u32 bytes, int lane) {
     int w = m->current;
     for (u32 i = 0; i < bytes; i += GRAIN) {
@@ -154,6 +155,11 @@ void check_read(Machine *m, u32 at, u32 bytes, int lane) {
             c->readers = 0;
         }
         c->readers |= 1u << w;
+        if (lane == NO_LANE) continue;
+        int again = c->reader == w && c->read_warp_epoch == m->warp[w].warp_epoch;
+        c->read_lane = again && c->read_lane != (u8)lane ? (u8)ALL_LANES : (u8)lane;
+        c->reader = (u8)w;
+        c->read_warp_epoch = m->warp[w].warp_epoch;
     }
 }
 
@@ -185,6 +191,9 @@ static void check_write(Machine *m, u32 at, u32 bytes, int lane, int is_copy, co
         else if (c->write_epoch != m->epoch) c->raced = 0;
         if (c->read_epoch == m->epoch && (c->readers & ~(1u << w)) && !same)
             note(m, V_WRITE_AFTER_READ, lane, (int)c->readers, address, is_copy);
+        if (c->reader == w && c->read_warp_epoch == m->warp[w].warp_epoch &&
+            c->read_lane != (u8)lane && !same)
+            note(m, V_LANES, lane, c->read_lane, address, 1);
         c->writer = (u8)w;
         c->lane = (u8)lane;
         c->write_warp_epoch = m->warp[w].warp_epoch;

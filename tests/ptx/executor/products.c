@@ -142,7 +142,7 @@ typedef struct {
 
 static void check_chunk(Machine *m, u32 at) {
     const Warp *warp = &m->warp[m->current];
-    check_read(m, at, 16, ALL_LANES);
+    check_read(m, at, 16, NO_LANE);
     for (int i = 0; i < 16; i += GRAIN) {
         Cell *c = &m->cells[(at + i) / GRAIN];
         c->async_readers++;
