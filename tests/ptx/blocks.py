@@ -117,33 +117,35 @@ class Block:
         if self.order == 1:
             squares = self.results(formula, squared(arguments), dy.double().square())
         problems = chip.violations() if self.multiprocessors else faults(chip)
-        launched = [record.kernel for record in chip.records]
-        if self.multiprocessors and sum(kernel.startswith("smlp_") for kernel in launched) != (
-            2 if self.wanted == ("x",) else 1
-        ):
-            problems.append(f"not by the kernel in CUDA C++, but by {', '.join(launched)}")
+        problems += self.not_in_cuda([record.kernel for record in chip.records])
         results: dict[str, Comparison] = {}
         for name, value in actual.items():
             if count := chip.memory.unwritten(value):
                 problems.append(f"{name}: {count} elements were never written")
-            is_nan = exact[name].isnan()  # in float64, only what the NaN belongs to is
-            if not torch.equal(value.isnan(), is_nan):
-                problems.append(f"wrong value: {name}: {int(value.isnan().sum())} values are NaN, "
-                                f"{int(is_nan.sum())} should be")  # fmt: skip
             terms = squares[name].sqrt() if name in squares else None
-            seen = [
-                None if t is None else t.masked_fill(is_nan, 0)
+            if self.nan and (problem := misplaced_nan(value, exact[name])):
+                problems.append(f"wrong value: {name}: {problem}")
+            value, wanted, plain_value, terms = (
+                None if t is None else t.masked_fill(exact[name].isnan(), 0)
                 for t in (value, exact[name], peer[name], terms)
-            ]
-            results[name] = compare(
-                *seen[:3], eps=eps, name=name, reduction=self.terms(name), terms=seen[3]
             )
+            results[name] = compare(
+                value, wanted, plain_value,
+                eps=eps, name=name, reduction=self.terms(name), terms=terms,
+            )  # fmt: skip
             if problem := results[name].problem:
                 problems.append(f"wrong value: {name}: {problem}")
         if not chip.records and self.size[0]:
             problems.append("no kernel was launched")
         errors = {name: (r.error, r.peer_error or 0.0) for name, r in results.items()}
         return Outcome(problems, errors, len(chip.records))
+
+    def not_in_cuda(self, kernels: list[str]) -> list[str]:
+        """Whether others ran where the kernel in CUDA C++ should have."""
+        expected = (2 if self.wanted == ("x",) else 1) if self.multiprocessors else 0
+        if sum(kernel.startswith("smlp_") for kernel in kernels) == expected:
+            return []
+        return [f"expected {expected} launches of the kernel in CUDA C++, got {kernels}"]
 
     def terms(self, name: str) -> int:
         """Terms of the longest float32 sum that a result is, one product added at a time."""
@@ -202,6 +204,15 @@ class Block:
 def faults(chip: Chip) -> list[str]:
     """The violations that are held against the kernels."""
     return [text for text in chip.violations() if not any(n in text for n in NOTICES)]
+
+
+def misplaced_nan(value: Tensor, exact: Tensor) -> str | None:
+    """Why NaN is not where it has to be, which is where it is in float64."""
+    wrong = value.isnan() != exact.isnan()
+    if not wrong.any():
+        return None
+    places = wrong.nonzero()
+    return f"NaN or none in {len(places)} wrong places, first {places[0].tolist()}"
 
 
 @contextlib.contextmanager

@@ -210,5 +210,8 @@ def selection() -> list[Task]:
 
 
 def quick_selection() -> list[Task]:
-    """What the oldest and the newest Triton run."""
-    return [Task("quick", str(block), block.run) for block in quick()]
+    """What every change runs at least, and the oldest and the newest Triton."""
+    from tests.ptx import hopper
+
+    blocks_ = [*quick(), *hopper.quick()]
+    return [Task("quick", str(block), block.run) for block in blocks_]

@@ -35,23 +35,31 @@ class ChipDriver(Driver):
         if name not in self.WITHOUT_EFFECT:
             getattr(self, name)(*arguments)
 
-    def cuModuleLoadData(self, module: Any, binary: bytes) -> None:  # noqa: N802
+    def cuModuleLoadData(self, module: Any, binary: bytes) -> None:
         module._obj.value = handle = len(self._texts) + 1
         self._texts[handle] = binary.decode()
 
     def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> None:
-        assert decode(self._texts[module.value]).name == name.decode()
+        if (found := decode(self._texts[module.value]).name) != name.decode():
+            raise ValueError(f"the module holds {found}, expected {name.decode()}")
         function._obj.value = module.value
 
     def cuFuncSetAttribute(self, function: Any, attribute: int, value: int) -> None:
-        assert attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES
-        assert value <= SHARED_MEMORY[self._chip.arch]
+        most = SHARED_MEMORY[self._chip.arch]
+        if attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES or value > most:
+            raise ValueError(
+                f"attribute {attribute}: expected {MAX_DYNAMIC_SHARED_SIZE_BYTES}, shared memory, "
+                f"and at most {most} bytes, got {value}"
+            )
         self._shared[function.value] = value
 
     def cuLaunchKernel(self, function: Any, *arguments: Any) -> None:
         *grid, threads, block_y, block_z, shared, _, parameters, extra = arguments
-        assert (block_y, block_z, extra) == (1, 1, None)
-        assert shared <= self._shared[function.value]
+        if (block_y, block_z, extra) != (1, 1, None) or shared > self._shared[function.value]:
+            raise ValueError(
+                f"cuLaunchKernel: threads {threads}x{block_y}x{block_z}, {shared} bytes of shared "
+                f"memory of {self._shared[function.value]} allowed, extra {extra}"
+            )
         program = decode(self._texts[function.value])
         ((_, size),) = program.params
         (block,) = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p * 1)).contents

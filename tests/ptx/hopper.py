@@ -31,12 +31,13 @@ def whole_images() -> Iterator[Block]:
     """H and W up to 16: lines of up to 8 and more, images that do not fill a tile, odd channels."""
     yield from (block("bf16", *size) for size in (
         (1, 64, 14, 14), (2, 128, 14, 14), (1, 320, 14, 14), (1, 80, 14, 14), (1, 72, 14, 14),
-        (2, 24, 14, 14), (1, 64, 16, 16), (2, 96, 16, 16), (4, 72, 8, 8), (3, 64, 10, 10),
+        (2, 24, 14, 14), (1, 64, 16, 16), (4, 72, 8, 8), (3, 64, 10, 10),
         (3, 80, 14, 7), (2, 64, 15, 16), (3, 40, 9, 13), (3, 40, 1, 16), (3, 40, 16, 1),
         (2, 40, 1, 1), (4, 64, 6, 6), (5, 64, 4, 12), (20, 64, 4, 4), (40, 32, 2, 2),
     ))  # fmt: skip
     yield from (block("fp16", *size) for size in (
         (1, 192, 14, 14), (3, 8, 14, 14), (5, 96, 7, 7), (9, 64, 7, 7), (2, 64, 16, 15),
+        (2, 96, 16, 16),
     ))  # fmt: skip
     yield from (block("bf16", *size, nan=True) for size in (
         (6, 128, 7, 7), (7, 192, 7, 7), (5, 64, 8, 8), (2, 64, 12, 12), (2, 64, 7, 14),
@@ -95,6 +96,15 @@ def random_block(seed: int) -> Block:
         nan=draw.random() < 0.3,
         early_copies=draw.random() < 0.2,
     )  # fmt: skip
+
+
+def quick() -> list[Block]:
+    """One of each: tile, whole or half lines, type, way that the weights lie."""
+    return [
+        block("bf16", 1, 64, 14, 14), block("fp16", 2, 64, 16, 15), block("bf16", 1, 64, 16, 16),
+        block("bf16", 6, 128, 7, 7, nan=True), block("bf16", 2, 72, 28, 28, nan=True),
+        block("bf16", 2, 72, 14, 14, transposed_weights=True),
+    ]  # fmt: skip
 
 
 def selection() -> list[Task]:

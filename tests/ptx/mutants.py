@@ -88,7 +88,7 @@ def run_mutation(
     total = counts.total()
     found = total - counts["unnoticed"]
     blind = total - found > unnoticed if unnoticed is not None else not found and total
-    blind = blind or needed and not total
+    blind = blind or (needed and not total)
     problems = [f"{mutation}: {found} of {total} mutants were noticed"] if blind else []
     errors = {"violation": (counts["violation"], total), "noticed": (found, total)}
     return Outcome(problems, errors, total)

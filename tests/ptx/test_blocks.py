@@ -77,6 +77,8 @@ def test_mutants_change_one_place(mutation: str) -> None:
     cp.async.wait_group 1;
     wgmma.wait_group.sync.aligned 0;
     fence.proxy.async.shared::cta;
+    wgmma.fence.sync.aligned;
+    bar.warp.sync -1;
     @%p1 ld.global.b16 { %rs20 }, [ %rd49 + 0 ];
     @!%p1 st.global.b16 [ %rd49 + 0 ], { %rs20 };
     st.shared.v4.b32 [ %r107 + 0 ], { %r108, %r109, %r110, %r111 };
