@@ -87,8 +87,8 @@ def run_mutation(
             counts["unnoticed" if not problems else "value" if wrong_only else "violation"] += 1
     total = counts.total()
     found = total - counts["unnoticed"]
-    blind = total - found > unnoticed if unnoticed is not None else not found and total
-    blind = blind or (needed and not total)
+    enough = found > 0 if unnoticed is None else total - found <= unnoticed
+    blind = not enough if total else needed
     problems = [f"{mutation}: {found} of {total} mutants were noticed"] if blind else []
     errors = {"violation": (counts["violation"], total), "noticed": (found, total)}
     return Outcome(problems, errors, total)

@@ -9,7 +9,7 @@ from tests.ptx.blocks import Block, placed, tf32_formula
 from tests.ptx.cases import ARCHS, groups, random_block
 from tests.ptx.chip import Chip, flat
 from tests.ptx.kernels import blocks_on, replaced
-from tests.ptx.mutants import MUTATIONS, mutants
+from tests.ptx.mutants import MUTATIONS, mutants, run_mutation
 from tests.smlp_kernels.oracle import Case
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
@@ -90,6 +90,28 @@ def test_mutants_change_one_place(mutation: str) -> None:
     assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
     both = list(mutants(text + text, mutation, 8))
     assert len(both) == 2 and both[0] != both[1]
+
+
+def test_mutants_that_nobody_notices() -> None:
+    """Of four barriers the subject needs the last two."""
+    text = "".join(f"bar.sync 0; // {i}\n" for i in range(4))
+
+    def subject(change) -> list[str]:
+        changed = change("kernel", text)
+        return [] if changed.endswith("bar.sync 0; // 2\nbar.sync 0; // 3\n") else ["race"]
+
+    def problems(mutation: str, needed: bool, unnoticed: int | None) -> list[str]:
+        return run_mutation(subject, mutation, 100, needed, unnoticed).problems
+
+    assert problems("barrier removed", True, None) == problems("barrier removed", True, 2) == []
+    assert problems("barrier removed", True, 1) == ["barrier removed: 2 of 4 mutants were noticed"]
+    for unnoticed in (None, 0):
+        assert problems("proxy fence removed", False, unnoticed) == []
+        assert problems("proxy fence removed", True, unnoticed) != []
+    no_subject = run_mutation(
+        lambda change: change("kernel", text) and [], "barrier removed", 9, True
+    )
+    assert no_subject.problems == ["barrier removed: 0 of 4 mutants were noticed"]
 
 
 def test_arguments_in_tuples_become_parameters() -> None:

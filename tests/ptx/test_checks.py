@@ -142,7 +142,9 @@ def test_write_after_read() -> None:
     """
     assert found(body, warps=2) == set()
     without = body.replace("[%r22];\n    bar.sync 0;", "[%r22];")
-    assert one("write after read") <= found(without, warps=2)
+    between_warps = found(without.replace("%r21, 128", "%r21, 132"), warps=2)  # and lanes
+    assert one("write after read") <= between_warps
+    assert not one("lanes of a warp exchange data") & between_warps
 
 
 def test_write_after_write() -> None:
@@ -178,7 +180,8 @@ st.shared.b32 [%r20], %r9;
     [
         ("xor.b32 %r22, %r20, 4;", True),
         ("mov.b32 %r22, %r20;", False),
-        ("and.b32 %r22, %r20, -128;", True),  # all lanes the same place
+        ("and.b32 %r22, %r20, -128;", True),  # all lanes that of the first or the last
+        ("or.b32 %r22, %r20, 124;", True),
     ],
 )
 def test_write_over_what_another_lane_reads(other: str, hazard: bool) -> None:

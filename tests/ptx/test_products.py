@@ -300,6 +300,9 @@ def test_operand_overwritten_while_it_is_read() -> None:
     kinds_, right = warpgroup(SETUP + DESCRIPTORS + FENCES + PRODUCT + write + WAIT + STORE)
     assert kinds_ == {"write over an operand of a wgmma in flight"} and not right
     assert warpgroup(SETUP + DESCRIPTORS + FENCES + PRODUCT + WAIT + write + STORE) == (set(), True)
+    own_rows = write.removeprefix("bar.sync 0;\n")  # which no other warp reads, and no lane alone
+    after = SETUP + DESCRIPTORS + FENCES + PRODUCT + WAIT + own_rows + STORE
+    assert warpgroup(after) == (set(), True)
 
 
 def test_proxy_fence_missing() -> None:
