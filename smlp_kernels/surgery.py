@@ -5,8 +5,9 @@ import logging
 from torch import nn
 
 from smlp import SMLPBlock
+from smlp.folding import Foldable, foldable
 from smlp.network import require_module
-from smlp_kernels.folding import Foldable, FoldedSMLPBlock, foldable
+from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.modules import FusedSMLPBlock
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
         model: any module; may itself be a block.
         fold: for inference with a :class:`smlp.SparseMLP` or :class:`smlp.SMLPNet`: fold BatchNorm
             and residuals into the linear steps between them first, so that ``x + block(norm(x))``
-            is one call of the block (:mod:`smlp_kernels.folding`). Folded modules have new weights
+            is one call of the block (:mod:`smlp.folding`). Folded modules have new weights
             in buffers and cannot be unfused or trained: keep the original, or its state dict.
             A part that is not known completely (hooks, further modules, pruned weights) is not
             folded, its block only swapped; a warning is logged that names it and says why.
@@ -40,7 +41,7 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
             is in training mode; the model is left as it was.
     """
     require_module(model)
-    found = foldable(model) if fold else Foldable({}, {})
+    found = foldable(model, FoldedSMLPBlock) if fold else Foldable({}, {})
     if fold and not found.parts:
         raise ValueError(
             "model: expected something that folds (fold=False swaps the blocks alone), got "

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from smlp import SMLPBlock, SparseMLP
+from smlp.folding import foldable
 from smlp.testing import EPS, assert_close, formula
 from smlp_kernels import FusedSMLPBlock, fuse_model
-from smlp_kernels.folding import foldable
 from tests.smlp_kernels.oracle import DEVICE, Case
 
 CASE = Case(2, 5, 6, 4)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from smlp import SMLPBlock
+from smlp.folding import foldable
 from smlp.smlpnet import SMLPNetLayer
 from smlp.sparse_mlp import PreNormResidual
 from smlp_kernels import FusedSMLPBlock, fuse_model
-from smlp_kernels.folding import foldable
 from tests.smlp_kernels.test_folding import IMAGES, smlpnet, sparse_mlp
 
 # The first layer of the second stage, whose parts these are, by name.

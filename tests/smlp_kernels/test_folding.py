@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from smlp import SMLPBlock, SMLPNet, SparseMLP
+from smlp.folding import FoldedDepthwise
 from smlp.sparse_mlp import PreNormResidual
 from smlp_kernels import FusedSMLPBlock, fuse_model, launch, unfuse_model
-from smlp_kernels.folding import FoldedDepthwise, FoldedSMLPBlock
+from smlp_kernels.folding import FoldedSMLPBlock
 from smlp_kernels.kernels.axis import both_axes_kernel
 from tests.smlp_kernels.oracle import DEVICE
 
