@@ -7,6 +7,7 @@ shipped, such as one that spills in its loop, is not timed.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,7 +21,6 @@ from benchmarks.workbench import open_workbench
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
 from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_row
-from smlp_kernels.launch import INTERPRETED
 from smlp_kernels.table import add_row, set_rows
 from tools import aot
 from tools.aot_report import Case
@@ -30,6 +30,8 @@ WARPS = (2, 4, 8)
 REGISTERS = (None, 168, 128)  # with fewer for a thread, more programs run on an SM
 PROGRAMS = (2, 3, 4, 5, 6, 8)  # for each SM
 LEAST_GAIN = 0.02  # of the time: less may be noise
+# With any of these, blocks do not run on kernels whose tiles are in the table, or not on the GPU.
+OTHER_WAYS = ("TRITON_INTERPRET", "SMLP_KERNELS_DISABLE", "SMLP_KERNELS_HOPPER")
 
 
 class Search(NamedTuple):
@@ -130,14 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", type=shape_of, required=True, metavar="BATCH,C,H,W")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available() or INTERPRETED:
-        parser.error("tiles are timed: expected an NVIDIA GPU, and TRITON_INTERPRET not to be set")
+    if not torch.cuda.is_available():
+        parser.error("tiles are timed: an NVIDIA GPU is needed")
+    if found := [name for name in OTHER_WAYS if os.environ.get(name) == "1"]:
+        parser.error(f"{found[0]}: expected not to be set, got 1")
     gpu = torch.cuda.get_device_properties()
     arch = 10 * gpu.major + gpu.minor
     if arch not in aot.SHARED_MEMORY:
         parser.error(f"compute capability {arch / 10}: add it to SHARED_MEMORY in tools/aot.py")
     sizes = (options.shape.height, options.shape.width)
-    found = []
+    faster = []
     for forward in (True, False):
         search = Search(options.shape, options.dtype, arch, forward)
         for positions in sorted({max(16, triton.next_power_of_2(size)) for size in sizes}):
@@ -145,9 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row, us = search.fastest(positions, gpu.multi_processor_count)
             if us < (1 - LEAST_GAIN) * before:
                 add_row(row)  # for the searches that follow
-                found.append(f"AxisRow{tuple(row)},  # {search.name}: {us:.1f} us for {before:.1f}")
+                faster.append(
+                    f"AxisRow{tuple(row)},  # {search.name}: {us:.1f} us for {before:.1f}"
+                )
     name = f"{options.shape}, {options.dtype}, {gpu.name}, Triton {triton.__version__}"
-    print(f"\n{name}:", *(found or ["no row is faster than those of the table"]), sep="\n")
+    print(f"\n{name}:", *(faster or ["no row is faster than those of the table"]), sep="\n")
     return 0
 
 

@@ -112,9 +112,9 @@ def test_values_with_an_added_row(row: AxisRow, monkeypatch: pytest.MonkeyPatch)
     planned: list[launch.Plan] = []
     run = launch.Call.launch
 
-    def record(call: launch.Call, device_of: torch.Tensor) -> None:
+    def record(call: launch.Call, *arguments: Any) -> None:
         planned.append(call.plan)
-        run(call, device_of)
+        run(call, *arguments)
 
     monkeypatch.setattr(launch.Call, "launch", record)
 

@@ -25,7 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AxisRow]]:
     rows = list(AXIS_TABLE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: GPU)
-    monkeypatch.setattr(tune, "INTERPRETED", False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     yield rows
     set_rows(rows)
 
@@ -121,14 +121,13 @@ def test_wrong_shapes_are_refused(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ((torch.cuda, "is_available", lambda: False), "expected an NVIDIA GPU"),
-        ((tune, "INTERPRETED", True), "TRITON_INTERPRET not to be set"),
+        ((torch.cuda, "is_available", lambda: False), "an NVIDIA GPU is needed"),
         (
             (GPU, "minor", 3),
             "compute capability 9.3: add it to SHARED_MEMORY in tools/aot.py",
         ),
     ],
-    ids=["no GPU", "interpreter", "unknown chip"],
+    ids=["no GPU", "unknown chip"],
 )
 def test_machines_that_cannot_be_tuned_are_told(
     change: tuple[Any, str, Any], message: str,
@@ -138,3 +137,13 @@ def test_machines_that_cannot_be_tuned_are_told(
     with pytest.raises(SystemExit):
         main(ARGUMENTS)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", tune.OTHER_WAYS)
+def test_variables_that_lead_elsewhere_are_told(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit):
+        main(ARGUMENTS)
+    assert f"{name}: expected not to be set, got 1" in capsys.readouterr().err
