@@ -16,7 +16,8 @@ DEVICE void step(const Probe& p) {
   const uint32_t smem = (uint32_t(__cvta_generic_to_shared(raw)) + 1023) & ~1023u, f = smem + 4 * X_BYTES;
   const int tid = threadIdx.x, lane = tid & 31, warp = __shfl_sync(0xffffffffu, tid >> 5, 0);
   for (int i = tid * 4; i < 4 * X_BYTES + 3 * F_BYTES; i += THREADS * 4)   // small numbers of bfloat16
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(smem + i), "r"((i * 2654435761u & 0x007F007F) | 0x3C003C00) : "memory");
+    asm volatile("st.shared.b32 [%0], %1;"
+                 ::"r"(smem + i), "r"((i * 2654435761u & 0x007F007F) | 0x3C003C00) : "memory");
   fence_async();
   __syncthreads();
   float acc[N / 2], c[2][4];
@@ -32,7 +33,8 @@ DEVICE void step(const Probe& p) {
       wgmma_arrive();
 #pragma unroll
       for (int i = 0; i < 6; ++i)
-        wgmma<bf16, 0>(acc, descriptor<32>(f + (i >> 1) * F_BYTES + (warp >> 2) * 4096 + (i & 1) * 32), descriptor<32>(smem + (i >> 1) * X_BYTES + (i & 1) * 32));
+        wgmma<bf16, 0>(acc, descriptor<32>(f + (i >> 1) * F_BYTES + (warp >> 2) * 4096 + (i & 1) * 32),
+                       descriptor<32>(smem + (i >> 1) * X_BYTES + (i & 1) * 32));
       wgmma_commit();
       wgmma_wait_but_last();
     }

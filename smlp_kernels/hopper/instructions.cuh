@@ -59,7 +59,8 @@ DEVICE void stmatrix_x2_trans(uint32_t at, uint32_t r0, uint32_t r1) {
 }
 DEVICE void store_16(void* to, uint32_t from) {
   uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
   *reinterpret_cast<uint4*>(to) = v;
 }
 DEVICE void load_16(uint32_t to, const void* from) {

@@ -149,7 +149,7 @@ def resident_choices(shape: torch.Size, sms: int) -> Iterator[tuple[float, int, 
     for pixels in RESIDENT_PIXELS:
         images = 1
         while fits(pixels, images, height, width):
-            for passes in range(cdiv(tiles, PASS_TILES), tiles + 1):
+            for passes in {cdiv(tiles, most) for most in range(1, PASS_TILES + 1)}:  # tiles of each
                 ends = [i * tiles // passes for i in range(passes + 1)]  # as first_tile
                 costs = [
                     steps * STEP_COST[end - first] * pixels / 200 + PASS_COST

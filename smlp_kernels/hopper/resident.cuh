@@ -5,8 +5,8 @@
 template <int N_>
 struct Tile {
   static constexpr int N = N_, LOADED = N, KC = 32;
-  // Eight rows that stay zero, for the positions that a line does not have. A tile of 256 has no room for more rows: there, at most
-  // 248 pixels are allowed, or 256 with lines of 8 or 16.
+  // Eight rows that stay zero, for the positions that a line does not have. A tile of 256 has no room for more rows:
+  // there, at most 248 pixels are allowed, or 256 with lines of 8 or 16.
   static constexpr int PAD = N < 256 ? N : 248;
   static constexpr int X_BYTES = (PAD + 8) * KC * 2, M_BYTES = X_BYTES, F_BYTES = ROWS_F * KC * 2;   // F: of one branch
   static constexpr int STAGES_X = N > 200 ? 3 : 4;
@@ -24,9 +24,9 @@ struct Tile {
   template <class T> DEVICE static int row(const Params<T>& p, int, int line, int w) { return row_of(p, line, w); }
 };
 
-// A warp always has the same axis and the same 16 of the 32 channels. Per item: a line (two where one has at most 8 positions),
-// read and written at the same place of X and of Xh or Xw. Positions that a line does not have are in the padding rows: zero in X,
-// where nothing ever writes; of no effect in Xh and Xw.
+// A warp always has the same axis and the same 16 of the 32 channels. Per item: a line (two where one has at most 8
+// positions), read and written at the same place of X and of Xh or Xw. Positions that a line does not have are in the
+// padding rows: zero in X, where nothing ever writes; of no effect in Xh and Xw.
 template <int N, class T>
 struct Mixer<Tile<N>, T> {
   using S = Tile<N>;
@@ -46,7 +46,8 @@ struct Mixer<Tile<N>, T> {
       const int item = 3 * i + first, line = pairs ? item * 2 + (lane >> 4) : item;
       const int position = pairs ? lane & 7 : (lane & 7) + 8 * (lane >> 4);
       const int row = axis ? row_of(p, line, position) : row_of(p, line / across * p.height + position, line % across);
-      const uint32_t from = swizzled<S::KC>(position < size && line < lines ? row : S::PAD + (row & 7), half * 2 + ((lane >> 3) & 1));
+      const bool there = position < size && line < lines;
+      const uint32_t from = swizzled<S::KC>(there ? row : S::PAD + (row & 7), half * 2 + ((lane >> 3) & 1));
       offset[i / 2] = i & 1 ? offset[i / 2] | from << 16 : from;
     }
     load_weights<2, 2>(proj, p, axis, 0, size, lane);

@@ -1,6 +1,6 @@
-// Images of up to 32x32 in strips: a block owns at most 8 whole lines of one image, at most 200 pixels, and reads all of the image's
-// x, 16 channels at a time: Xh needs every line, and 7 outputs of 28 lines cost as many matrix instructions as a quarter of the
-// columns would that other blocks had to send back.
+// Images of up to 32x32 in strips: a block owns at most 8 whole lines of one image, at most 200 pixels, and reads all
+// of the image's x, 16 channels at a time: Xh needs every line, and 7 outputs of 28 lines cost as many matrix
+// instructions as a quarter of the columns would that other blocks had to send back.
 #pragma once
 #include "block.cuh"
 
@@ -28,7 +28,8 @@ struct Strip {
     return {(long(at.image) * p.height + at.first) * p.width, at.count * p.width};
   }
   template <class T> DEVICE static int row(const Params<T>& p, int group, int line, int w) {
-    // The other lines keep the order of banks that the strip's lines have: by their distance to them, and (width 4 n) an even one.
+    // The other lines keep the order of banks that the strip's lines have: by their distance to them, and (width 4 n)
+    // an even one.
     const Lines at = lines(p, group);
     const int own = line - at.first, odd = p.flip_shift ? 1 : 0, before = -at.first & odd;
     if (own >= 0 && own < at.count) return row_of(p, own, w);
@@ -37,8 +38,8 @@ struct Strip {
   }
 };
 
-// Warps 0 to 6 mix columns into Xh (the strip's lines only), warps 7 to 11 the strip's lines into Xw. Columns have more rounds and
-// fewer weights: their places from round 2 on are in proj.
+// Warps 0 to 6 mix columns into Xh (the strip's lines only), warps 7 to 11 the strip's lines into Xw. Columns have
+// more rounds and fewer weights: their places from round 2 on are in proj.
 template <class T>
 struct Mixer<Strip, T> {
   using S = Strip;

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from smlp_kernels import env_report, fused_smlp, hopper, launch, ops
+from smlp_kernels import FusedSMLPBlock, env_report, fused_smlp, hopper, launch, ops, warmup
 from smlp_kernels.hopper import driver as loader
 from tests.rehearsal.driver import Driver
 from tests.smlp_kernels.hopper.stub import Stub, block, needs_gcc
@@ -106,6 +106,21 @@ def test_any_failure_is_triton_s_with_one_warning_a_reason(
     # forward and gradient are two kernels, whose names are part of some reasons
     assert len(messages) == (2 if "smlp_fp16" in messages[0] else 1)
     assert stub.integer("launches") == 0
+
+
+@needs_gcc
+@pytest.mark.parametrize("failing", [b"", b"cuModuleLoadData"])
+def test_warmup_loads_the_kernel(
+    failing: bytes, stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the forward alone, as the weights learn; where it fails, the call says so."""
+    monkeypatch.setattr(hopper, "capability", lambda device: 90)
+    stub.set(failing=failing, failing_with=999)
+    model = FusedSMLPBlock(7, 7, 16, dtype=torch.float16)
+    report = warmup(model, (2, 16, 7, 7), memory_format=torch.channels_last)
+    assert report.kernels > 1  # Triton's, as before
+    assert stub.integer("loads") == (not failing) and stub.integer("launches") == 0
+    assert not caplog.records
 
 
 @needs_gcc
