@@ -1,4 +1,4 @@
-"""What a number was measured on: the machine and the commit."""
+"""The machine and the commit that a number was measured on."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What takes processes of its own: compiling, the tests, DRAM bytes by ncu, the first call."""
+"""Measurements in separate processes: compiling, the tests, DRAM bytes by ncu, the first call."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def gpu_tests(context: Context) -> dict[str, Any]:
     """The forward's tests, then all that are marked ``gpu``: counts, and what failed.
 
     Those marked ``large`` run alone, because they need the memory that other processes would hold.
-    What is skipped all the same is told with the reason.
+    Tests that are skipped all the same are reported with the reason.
     """
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")

@@ -1,6 +1,6 @@
 """``python -m benchmarks.numerics``: errors against float64, written into docs/numerics.md.
 
-Every stage shape and type, forward and backward, the fused block beside PyTorch's own operators at
+Every stage shape and type, forward and backward, the fused block next to PyTorch's own operators at
 the same precision. Without a GPU the compiled kernels are executed on the CPU, see
 tests/ptx/README.md.
 """

@@ -131,14 +131,14 @@ def select(names: list[str]) -> list[Provider]:
 
 
 def gradient_targets(block: SMLPBlock, x: Tensor) -> dict[str, Tensor]:
-    """What a training step differentiates: x and every parameter, by name."""
+    """x and every parameter, by name: all that a training step differentiates."""
     return {"x": x, **dict(block.named_parameters())}
 
 
 def results_of(
     call: Call, targets: dict[str, Tensor], dy: Tensor, *, backward: bool = True
 ) -> dict[str, Tensor]:
-    """What a pass computes: ``output`` and, if ``backward``, ``d x`` and the other gradients.
+    """Run a pass: ``output`` and, if ``backward``, ``d x`` and the other gradients.
 
     Args:
         call: what a provider built.

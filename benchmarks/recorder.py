@@ -156,7 +156,7 @@ class Recorder:
 
         Raises:
             DeviceLostError: if no other measurement could succeed in this process. What failed is
-                recorded; a new process goes on with ``retry=False``.
+                recorded; a new process continues with ``retry=False``.
         """
         facts = environment.describe()  # once: nvidia-smi takes its time
         for measurement in sorted(measurements, key=lambda one: one.name in self.entries):
@@ -166,7 +166,7 @@ class Recorder:
             if not retry and measurement.name in self.entries:
                 continue
             if context.remaining() < LEAST_SECONDS:
-                say("out of time; call again with the same folder to go on")
+                say("out of time; call again with the same folder to continue")
                 return False
             # should the process end meanwhile, the next one begins with the others
             self.entries[measurement.name] = {

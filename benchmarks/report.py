@@ -1,6 +1,6 @@
-"""What was measured as tables: for the terminal, the report's page and the README.
+"""Measurements as tables: for the terminal, the report's page and the README.
 
-A table is Markdown whose columns line up, so that it reads well as plain text, too.
+A table is Markdown whose columns line up, so that it reads well as plain text.
 """
 
 import json

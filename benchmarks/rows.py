@@ -1,4 +1,4 @@
-"""What is written down about one benchmark: a flat mapping, the same in every JSON and table."""
+"""The record of one benchmark: a flat mapping, the same in every JSON and table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

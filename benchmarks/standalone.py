@@ -1,4 +1,4 @@
-"""What runs in a process that has just started: compiling, forwards to profile, a first call::
+"""Jobs for a process that has just started: compiling, forwards to profile, a first call::
 
 python -m benchmarks.standalone compile small-56
 python -m benchmarks.standalone forward small-56 --calls 8

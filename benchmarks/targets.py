@@ -1,4 +1,4 @@
-"""What the fused block has to reach, and whether a report's numbers do.
+"""Targets of the fused block, and whether a report's numbers reach them.
 
 A target that nothing was measured for is neither reached nor missed. Where only some of the shapes
 were measured, or torch.compile is missing among the competitors, the verdict says so.

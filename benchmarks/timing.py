@@ -3,7 +3,7 @@
 GPU time comes from replaying a CUDA graph of many calls that rotate over several inputs. That
 leaves out the host and the launch gaps (at 20 to 40 us per kernel they would be what is measured),
 and rotating over more bytes than the L2 holds makes every call read its input from DRAM. Time by
-events with the L2 flushed (``triton.testing.do_bench``) is kept beside it, and stands in where a
+events with the L2 flushed (``triton.testing.do_bench``) is kept next to it, and stands in where a
 provider cannot be captured.
 """
 
@@ -31,7 +31,7 @@ def synchronised_seconds() -> float:
 
 
 def l2_flush() -> Step:
-    """What overwrites a buffer larger than the L2 cache; does nothing without a GPU."""
+    """Return what overwrites a buffer larger than the L2 cache; it does nothing without a GPU."""
     if not torch.cuda.is_available():
         return lambda: None
     buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")

@@ -132,7 +132,7 @@ def uses_gpu(device: str) -> bool:
 
 @dataclass(frozen=True)
 class Training:
-    """What a run of ``smlp.train`` left behind.
+    """The outcome of a run of ``smlp.train``.
 
     Attributes:
         accuracy: share of the held-out images classified correctly.

@@ -20,7 +20,7 @@ torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
 
 
 class _Ablated(AxisMixing):
-    """What the changed blocks share: the two projections of :class:`smlp.SMLPBlock`, as modules."""
+    """Base of the changed blocks: the two projections of :class:`smlp.SMLPBlock`, as modules."""
 
     def __init__(self, height: int, width: int, channels: int, branches: int) -> None:
         super().__init__(height, width)
@@ -105,7 +105,7 @@ ABLATIONS: dict[str, str] = {
     "width_only": "projection along W and identity alone",
     "no_identity": "without the identity branch",
     "sum": "branches added instead of concatenated",
-    "sequential": "projection along W after the one along H, beside identity",
+    "sequential": "projection along W after the one along H, next to identity",
     "single_stage": "all layers at the resolution of the deepest stage",
 }
 """The name of each ablation and what it changes."""
@@ -115,7 +115,7 @@ def ablate(name: str, build: Callable[..., SMLPNet] = smlpnet_tiny, **arguments:
     """Build an SMLPNet with one change.
 
     ``single_stage`` runs all layers at the resolution and with the channels of the stage that has
-    most of them (of the last of those, if there are several); its patches are as much larger.
+    the most of them (the last such stage, if there are several); its patches are larger to match.
 
     Args:
         name: one of :data:`ABLATIONS`.

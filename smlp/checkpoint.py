@@ -119,7 +119,7 @@ def load_checkpoint(
         classifier: False leaves the network's last linear layer as it is, to fine-tune on other
             classes.
         weights: which weights to load from a source that holds averaged ones (``model_ema``,
-            ``state_dict_ema``, ``ema``, an ``AveragedModel``, ...) beside those of the last step:
+            ``state_dict_ema``, ``ema``, an ``AveragedModel``, ...) next to those of the last step:
             ``"ema"`` the averaged, ``"raw"`` the others, ``"auto"`` the averaged if there are some.
 
     Returns:

@@ -15,9 +15,9 @@ OPSET = 18  # what torch's exporter translates to without a conversion afterward
 def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
     """Write ``model`` in eval mode as an ONNX file, for any batch size.
 
-    ONNX has no operator for the fused block, so the file holds the plain one, of the same results
-    to rounding; a folded one is written as it is folded. ``torch.export`` has one: there a fused
-    model keeps it, and needs nothing of this.
+    ONNX has no operator for the fused block, so the file holds the plain one, whose results are the
+    same to rounding; a folded block stays folded. ``torch.export`` needs none of this: it keeps
+    fused blocks.
 
     Args:
         model: a network or any module that maps one tensor to one tensor, or to a list of them; it
@@ -29,7 +29,7 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: if ``images`` has not four axes, or a batch of less than 2.
+        ValueError: if ``images`` does not have four axes, or its batch is less than 2.
         ImportError: if the exporter is missing, with the command that installs it.
     """
     require_module(model)

@@ -1,4 +1,4 @@
-"""What a network costs, stage by stage: parameters, multiply-adds, memory kept for backward."""
+"""The cost of a network, stage by stage: parameters, multiply-adds, memory kept for backward."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smlp.block import SMLPBlock
 from smlp.network import PyramidNetwork
+from smlp.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,7 @@ class _KeepInput(torch.autograd.Function):
 
 def as_table(network_parts: list[Part], batch_size: int = 1) -> str:
     """Lay :func:`parts` out as Markdown, with a last row of sums."""
-    header = (
-        "part",
-        "output",
+    numbers = (
         "parameters",
         "MMAC / image",
         f"kept, batch {batch_size} (MiB)",
@@ -173,16 +172,7 @@ def as_table(network_parts: list[Part], batch_size: int = 1) -> str:
         (part.name, " x ".join(map(str, part.output)), *_numbers([part])) for part in network_parts
     ]
     rows.append(("total", "", *_numbers(network_parts)))
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    rule = [("-" * (width - 1)) + (":" if i > 1 else "-") for i, width in enumerate(widths)]
-    return "\n".join(
-        "| " + " | ".join(_aligned(row, widths)) + " |" for row in (header, tuple(rule), *rows)
-    )
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> Iterator[str]:
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.rjust(width) if column > 1 else cell.ljust(width)
+    return "\n".join(markdown_table(("part", "output", *numbers), rows, right=numbers))
 
 
 def _numbers(some: list[Part]) -> tuple[str, str, str, str]:

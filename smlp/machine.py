@@ -18,7 +18,7 @@ _NVIDIA_SMI_FIELDS = [
 
 
 def describe(gpu: int = 0) -> Facts:
-    """Facts by name; those of a GPU are absent without one, those not to be had are None.
+    """Return facts by name: None where unknown; those of a GPU are absent without one.
 
     Args:
         gpu: the index of the GPU to describe.

@@ -1,4 +1,4 @@
-"""What the networks share: sizes, the check of the images, features, and use as a backbone."""
+"""Shared by the networks: sizes, the check of the images, features, and use as a backbone."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set

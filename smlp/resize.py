@@ -19,9 +19,9 @@ Block = TypeVar("Block", bound=AxisMixing)
 def resize(network: Network, image_size: Size) -> Network:
     """Return a copy of a network that takes images of another size.
 
-    Every block is resized as :func:`resize_block` does; everything else depends on no size and is
-    copied. The copy can be used as it is on images scaled to the new size, and fine-tuned. What two
-    blocks share, they share in the copy.
+    Every block is resized as by :func:`resize_block`; everything else does not depend on the size
+    and is copied. The copy works at once on images scaled to the new size, and can be fine-tuned.
+    What two blocks share, they share in the copy.
 
     Args:
         network: a :class:`SparseMLP` or an :class:`SMLPNet`, with the blocks of this package in it,
@@ -29,7 +29,7 @@ def resize(network: Network, image_size: Size) -> Network:
         image_size: height and width of the new images, or one number for both.
 
     Returns:
-        The copy, with the parameters' dtypes and devices; an optimizer has to be made anew for it.
+        The copy, with the parameters' dtypes and devices; it needs a new optimizer.
 
     Raises:
         TypeError: if ``network`` is none of ours, a projection has adapters, hooks or

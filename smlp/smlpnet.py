@@ -176,7 +176,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "smlpnet_small": {"d_model": 96, "depth": (2, 10, 24, 2), "drop_path_rate": 0.2},
     "smlpnet_base": {"d_model": 112, "depth": (2, 10, 24, 2), "drop_path_rate": 0.3},
 }
-"""What the networks of the paper give to :class:`SMLPNet`, by name."""
+"""The arguments of the paper's networks, as of :class:`SMLPNet`, by name."""
 
 
 def smlpnet_tiny(**kwargs: Any) -> SMLPNet:

@@ -32,7 +32,7 @@ try:
     )
 except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
     raise ImportError(
-        "smlp.timm_models needs a timm that can be imported beside the installed torch "
+        "smlp.timm_models needs a timm that works with the installed torch "
         f"{torch.__version__}: pip install torchvision timm (importing it failed: {error})"
     ) from error
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-# Words by which training scripts call the averaged weights beside the trained ones: model_ema,
+# What training scripts call the averaged weights that they save next to the others: model_ema,
 # state_dict_ema, ema_state_dict, params_ema, swa_model, averaged_model and so on.
 _AVERAGED = {"ema", "swa", "avg", "average", "averaged", "averaging"}
 # Parts of names that wrappers of modules (torch.compile, FSDP, activation checkpointing, Fabric)
@@ -71,7 +71,7 @@ def find_weights(content: Mapping[str, Any], known: Iterable[str], wanted: str) 
     prefixes = _prefixes(flat, set(known))
     averaged = [prefix for prefix in prefixes if _is_averaged(prefix, flat)]
     raw = [prefix for prefix in prefixes if prefix not in averaged]
-    # Lightning saves the averaged weights as the state dict, and the trained ones beside it.
+    # Lightning saves the averaged weights as the state dict, and the trained ones next to it.
     if any(prefix.startswith("current_model_state.") for prefix in raw):
         averaged += [prefix for prefix in raw if prefix.startswith("state_dict.")]
         raw = [prefix for prefix in raw if prefix not in averaged]
@@ -123,7 +123,7 @@ def _prefixes(names: Iterable[str], known: set[str]) -> list[str]:
 
 
 def _common_beginning(names: Iterable[str]) -> str:
-    """Where the weights are if none of their names is known: below one of the usual keys."""
+    """Guess where the weights are if none of their names is known: below one of the usual keys."""
     for prefix in ("model.", "state_dict.", "model_state_dict.", "module."):
         if any(name.startswith(prefix) for name in names):
             return prefix
@@ -140,7 +140,7 @@ def _is_averaged(prefix: str, flat: Mapping[str, Any]) -> bool:
 
 
 def _unreadable(flat: Mapping[str, Any], readable: tuple[str, ...]) -> list[str]:
-    """What is called averaged, holds more than counters, and has other names than the model's."""
+    """Return what is called averaged and holds tensors, under names that are not the model's."""
     heads = {
         name.partition(".")[0]: None
         for name, value in flat.items()
@@ -159,7 +159,7 @@ def _as_tensor(value: object) -> object:
         return value.full_tensor()
     try:
         return torch.as_tensor(value) if hasattr(value, "__array__") else value
-    except (TypeError, ValueError):  # of a type torch has not
+    except (TypeError, ValueError):  # of a type that torch does not have
         return value
 
 
@@ -171,8 +171,8 @@ def read_weights(source: str | os.PathLike[str] | BinaryIO) -> Any:
 
     Raises:
         OSError: if there is no such file, or it may not be read.
-        ValueError: if it is no such file, or damaged, or holds more than data.
-        ModuleNotFoundError: if it is a file of safetensors, which is not installed.
+        ValueError: if it is another kind of file, is damaged, or holds more than data.
+        ModuleNotFoundError: if it needs safetensors, which is not installed.
     """
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
@@ -198,21 +198,21 @@ def _read(file: BinaryIO, path: Path) -> Any:
     try:
         with reading("source", "a file of tensors", path):
             return load(file.read()) if is_safetensors else _read_pickled(file)
-    except OSError as error:  # it was opened: what is read from damaged bytes leads nowhere
+    except OSError as error:  # the file was opened, so its bytes are damaged
         raise ValueError(
             f"source: expected a file of tensors, got {path}, which is damaged ({error.strerror})"
         ) from error
 
 
 def _read_pickled(file: BinaryIO) -> Any:
-    # Training scripts save their options along; a Namespace holds values and runs nothing.
+    # Training scripts save their options, too; a Namespace holds values and runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
 def reading(argument: str, expected: str, path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a file, other than an OSError, into a ValueError."""
+    """Turn errors of reading a file, other than an OSError, into a ValueError."""
     try:
         yield
     except OSError:

@@ -1,4 +1,4 @@
-"""What the kernels need, checked before anything is imported that would fail less clearly."""
+"""Requirements of the kernels, checked before an import that would fail less clearly."""
 
 import importlib
 import logging

@@ -37,8 +37,8 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: if there is nothing to swap, or with ``fold`` nothing that folds, as where all
-            is in training mode; the model is left as it was.
+        ValueError: if there is nothing to swap, or with ``fold`` nothing that folds, as in a model
+            in training mode; the model is left as it was.
     """
     require_module(model)
     found = foldable(model, FoldedSMLPBlock) if fold else Foldable({}, {})

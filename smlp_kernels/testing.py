@@ -1,6 +1,6 @@
 """``check_block``: are the kernels right on this machine?
 
-With what it is decided by, from :mod:`smlp.testing`: the formula, and the error that is allowed.
+The formula and the error that is allowed are those of :mod:`smlp.testing`.
 """
 
 from functools import partial

@@ -57,7 +57,7 @@ def warmup(
         input_shape: of that tensor, ``[B, C, H, W]``.
         dtype: of that tensor; by default that of the first floating-point parameter.
         memory_format: of that tensor.
-        training: whether the kernels of the backward pass are compiled, too.
+        training: whether to compile the kernels of the backward pass as well.
 
     Returns:
         The number of kernels and the seconds it took.
@@ -101,9 +101,9 @@ def record(
     memory_format: torch.memory_format,
     training: bool,
 ) -> tuple[list[tuple[Call, Tensor]], list[str]]:
-    """The different kernels that a step launches, each with a tensor of its device.
+    """Return the different kernels that a step launches, and why blocks launch none.
 
-    And why blocks launch none. Nothing is computed.
+    Each comes with a tensor of its device. Nothing is computed.
     """
     fake = FakeTensorMode()
     # A copy without values keeps the strides, which the kernels are compiled for. Not by

@@ -142,7 +142,7 @@ def _disassemble(cubin: bytes) -> str:
 def loop_instructions(sass: str) -> Counter[str]:
     """Instructions, by name, between a backward branch and its target.
 
-    A loop of few steps that ptxas unrolled is no loop any more.
+    A loop of few steps that ptxas unrolled is not found.
     """
     labels = {}
     address = -1

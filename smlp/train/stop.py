@@ -14,7 +14,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_requests() -> Iterator[list[str]]:
-    """Collect the names of signals that ask the process to stop; the second one acts as ever.
+    """Collect the names of signals that ask the process to stop; the second one acts as usual.
 
     Handlers can be set in the main thread only; elsewhere the list stays empty.
     """
@@ -23,7 +23,7 @@ def stop_requests() -> Iterator[list[str]]:
         yield received
         return
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
-    # A shell starts what it runs in the background without an ear for its own Ctrl-C.
+    # A shell makes what it runs in the background ignore Ctrl-C.
     before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
 
     def restore() -> None:
