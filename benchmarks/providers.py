@@ -87,18 +87,10 @@ def _handwritten(block: SMLPBlock) -> Call:
 
 
 def _fused(block: SMLPBlock) -> Call:
-    from smlp_kernels import FusedSMLPBlock
+    from smlp_kernels import fuse_model
 
-    weight = block.fuse.weight
-    fused = FusedSMLPBlock(
-        block.height,
-        block.width,
-        block.channels,
-        fuse_bias=block.fuse.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-    fused.proj_h, fused.proj_w, fused.fuse = block.proj_h, block.proj_w, block.fuse
+    fused = copy.copy(block)  # of the same modules
+    fuse_model(fused)
     return fused
 
 

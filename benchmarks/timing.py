@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smlp.info import kept_storages
+
 Step = Callable[[], Any]
 Stopwatch = Callable[[], float]  # one sample, in microseconds per call
 
@@ -142,18 +144,7 @@ def saved_bytes(call: Step, parameters: Sequence[Tensor]) -> int:
     Counts x itself when it is saved: it has to stay alive for the backward. Does not see inside a
     torch.compile'd function.
     """
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # so that no address is used twice while counting
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_storages(parameters) as kept:
         result = call()
     del result
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())

@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -165,7 +165,7 @@ class Workbench:
         if provider.compiled:
             self.compile_seconds[stage] = time.perf_counter() - start
 
-    def steps(self, provider: Provider, pass_: str) -> list[Callable[[], Any]]:
+    def steps(self, provider: Provider, pass_: str) -> list[timing.Step]:
         """One zero-argument callable per input set that runs ``pass_``.
 
         ``inference`` runs without autograd, ``fwd`` records for a backward, ``bwd`` repeats the
@@ -174,22 +174,23 @@ class Workbench:
         if pass_ not in PASSES:
             raise ValueError(f"pass_: expected one of {', '.join(PASSES)}, got {pass_!r}")
         call = self.call(provider, backward=pass_ != "inference")
-        make = {
-            "inference": _inference,
-            "fwd": _forward,
-            "bwd": self._backward,
-            "fwd+bwd": self._both,
-        }[pass_]
         pairs = self.inputs(provider.layout or self.layout)
-        return [make(call, x, grad_output) for x, grad_output in pairs]
+        return [self._step(pass_, call, x, grad_output) for x, grad_output in pairs]
 
-    def _both(self, call: Call, x: Tensor, grad_output: Tensor) -> Callable[[], Any]:
+    def _step(self, pass_: str, call: Call, x: Tensor, grad_output: Tensor) -> timing.Step:
         targets = list(gradient_targets(self.block, x).values())
-        return lambda: torch.autograd.grad(call(x), targets, grad_output)
 
-    def _backward(self, call: Call, x: Tensor, grad_output: Tensor) -> Callable[[], Any]:
+        def inference() -> Tensor:
+            with torch.no_grad():
+                return call(x)
+
+        if pass_ == "inference":
+            return inference
+        if pass_ == "fwd":
+            return lambda: call(x)
+        if pass_ == "fwd+bwd":
+            return lambda: torch.autograd.grad(call(x), targets, grad_output)
         output = call(x)
-        targets = list(gradient_targets(self.block, x).values())
         return lambda: torch.autograd.grad(output, targets, grad_output, retain_graph=True)
 
     def usable(
@@ -246,18 +247,6 @@ class Workbench:
             )
             for name in stopwatches
         }
-
-
-def _inference(call: Call, x: Tensor, _: Tensor) -> Callable[[], Any]:
-    def step() -> Tensor:
-        with torch.no_grad():
-            return call(x)
-
-    return step
-
-
-def _forward(call: Call, x: Tensor, _: Tensor) -> Callable[[], Any]:
-    return lambda: call(x)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The cost of a network, stage by stage: parameters, multiply-adds, memory kept for backward."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,7 @@ class _Cost:
 def _run(network: nn.Module, images: Tensor) -> dict[str, _Cost]:
     costs = {name: _Cost() for name, _ in _parts(network)}
     counter = FlopCounterMode(display=False)
-    with counter, _kept_bytes(network) as kept:
+    with counter, kept_storages(network.parameters()) as kept:
         handles = []
         for name, module in _parts(network):
             before, after = _meters(costs[name], counter, kept)
@@ -130,9 +130,12 @@ def _meters(
 
 
 @contextmanager
-def _kept_bytes(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
-    """Collect the storages that autograd saves for backward, each once, parameters left out."""
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+def kept_storages(parameters: Iterable[Tensor]) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """Collect the storages that autograd saves for backward, each once, parameters left out.
+
+    It does not see inside a function that torch.compile made.
+    """
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
