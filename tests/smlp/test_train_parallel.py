@@ -98,6 +98,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.complete
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
     (tmp_path / "stopping.py").write_text(STOPPING)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -111,6 +112,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
     assert checkpoint.load(tmp_path / "out" / "last.pt")["step"] == 6
 
 
+@pytest.mark.complete
 def test_stored_statistics_are_those_of_all_images(tmp_path: Path) -> None:
     options = "--no-freeze-bn --epochs 1 --warmup-epochs 0 --lr 1e-30 --min-lr 0 --out"
     launch(*options.split(), str(tmp_path / "two"))

@@ -126,28 +126,30 @@ print(len(list(folder.rglob("*.cubin"))), "compiled;", folder)
     assert not Path(folder).exists()  # gone with the process
 
 
-@pytest.mark.parametrize("folder", ["locked", "locked/home/.triton/cache", "file/cache"])
-def test_cache_folder_of_another_user_is_replaced(folder: str, tmp_path: Path) -> None:
+def test_cache_folders_of_another_user_are_replaced(tmp_path: Path) -> None:
     """``docker run --user 1000`` with root's HOME, which may not even be looked into."""
     (tmp_path / "file").touch()
     (tmp_path / "locked" / "home").mkdir(parents=True)
     (tmp_path / "locked").chmod(0)
+    folders = [str(tmp_path / n) for n in ("locked", "locked/home/.triton/cache", "file/cache")]
     code = f"""
 import logging; logging.basicConfig()
 import os
 from smlp_kernels import _requirements
 if os.geteuid() == 0:  # whom no folder is locked to
     os.setuid(65534)
-os.environ["TRITON_CACHE_DIR"] = {str(tmp_path / folder)!r}
-replacement = _requirements.require_cache_folder()
-assert os.environ["TRITON_CACHE_DIR"] == replacement.name
-assert os.access(replacement.name, os.W_OK)
+for folder in {folders}:
+    os.environ["TRITON_CACHE_DIR"] = folder
+    replacement = _requirements.require_cache_folder()
+    assert os.environ["TRITON_CACHE_DIR"] == replacement.name != folder
+    assert os.access(replacement.name, os.W_OK)
 """
     try:
         printed = run(code, TRITON_CACHE_DIR=str(tmp_path))
     finally:
         (tmp_path / "locked").chmod(0o700)
-    assert f"Triton's cache folder {tmp_path / folder} cannot be written; kernels are" in printed
+    for folder in folders:
+        assert f"Triton's cache folder {folder} cannot be written; kernels are" in printed
 
 
 def test_without_any_folder_to_write_the_import_still_works() -> None:
