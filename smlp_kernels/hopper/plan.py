@@ -18,8 +18,10 @@ DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 TILE_CHANNELS, PASS_TILES = 64, 3  # output channels of a tile, tiles of a pass at most
 
 RESIDENT_SIZE = 16  # largest H and W of the kernels that hold whole images
-RESIDENT_PIXELS = (200, 248, 256)  # columns of their tiles
 RESIDENT_STEP = 32  # input channels of a step
+# ``Tile`` in resident.cuh: pixels, bytes of shared memory, and how many lines of an axis, or pairs
+# of lines of at most 8 pixels, are mixed.
+TILES = ((200, 224256, 21), (248, 232448, 18), (256, 232448, 18))
 STRIPS_SIZE = 32  # largest H and W of the kernel that holds some lines of an image
 STRIPS_PIXELS, STRIPS_LINES = 200, 8  # at most, of a strip
 STRIPS_CHANNELS = PASS_TILES * TILE_CHANNELS  # a second pass would read all of x again
@@ -123,8 +125,8 @@ def make_plan(
         name, shared, held = "strips", STRIPS_SHARED, lines
         grid, passes = (batch * cdiv(height, lines), 1), 1
     else:
-        _, pixels, held, passes, blocks = min(resident_choices(shape, sms))
-        name, shared, grid = str(pixels), resident_shared(pixels), (cdiv(batch, held), blocks)
+        _, pixels, shared, held, passes, blocks = min(resident_choices(shape, sms))
+        name, grid = str(pixels), (cdiv(batch, held), blocks)
     zeros = min(3, (width & -width).bit_length() - 1)
     h_out, h_in, w_out, w_in = proj_strides
     integers = (
@@ -142,13 +144,15 @@ def strip_lines(height: int, width: int) -> int:
     return cdiv(height, cdiv(height, lines))
 
 
-def resident_choices(shape: torch.Size, sms: int) -> Iterator[tuple[float, int, int, int, int]]:
-    """Cost, pixels of a tile, images of a block, passes, and blocks that share them out."""
+def resident_choices(
+    shape: torch.Size, sms: int
+) -> Iterator[tuple[float, int, int, int, int, int]]:
+    """Cost, pixels and bytes of a tile, images of a block, passes, blocks that share them out."""
     batch, channels, height, width = shape
     tiles, steps = cdiv(channels, TILE_CHANNELS), cdiv(channels, RESIDENT_STEP)
-    for pixels in RESIDENT_PIXELS:
+    for pixels, shared, lines in TILES:
         images = 1
-        while fits(pixels, images, height, width):
+        while fits(pixels, lines, images, height, width):
             for passes in {cdiv(tiles, most) for most in range(1, PASS_TILES + 1)}:  # tiles of each
                 ends = [i * tiles // passes for i in range(passes + 1)]  # as first_tile
                 costs = [
@@ -158,24 +162,16 @@ def resident_choices(shape: torch.Size, sms: int) -> Iterator[tuple[float, int, 
                 for blocks in range(1, passes + 1):
                     rounds = cdiv(cdiv(batch, images) * blocks, sms)
                     longest = max(sum(costs[i::blocks]) for i in range(blocks))
-                    yield rounds * (BLOCK_COST + longest), pixels, images, passes, blocks
+                    cost = rounds * (BLOCK_COST + longest)
+                    yield cost, pixels, shared, images, passes, blocks
             images += 1
 
 
-def fits(pixels: int, images: int, height: int, width: int) -> bool:
-    """Whether a resident kernel with tiles of this many pixels takes this many images a block."""
-    # a tile of 256 has no room for padding, which only lines of 8 and 16 do without
-    room = 248 if pixels == 256 and not {height, width} <= {8, 16} else pixels
-    rounds = 6 if pixels > 200 else 7  # of mixing: Tile::ROUNDS
-    for size, across in ((height, width), (width, height)):
-        lines = images * across
-        if (cdiv(lines, 2) if size <= 8 else lines) > 3 * rounds:
-            return False
-    return images * height * width <= room
-
-
-def resident_shared(pixels: int) -> int:
-    """Bytes: x and its mixtures, three branches of F in three stages, ``Tile::OFF_OUT`` and on."""
-    tile = (min(pixels, 248) + 8) * 2 * RESIDENT_STEP
-    mixing = cdiv(((3 if pixels > 200 else 4) + 4) * tile, 1024) * 1024
-    return mixing + 9 * 2 * RESIDENT_STEP * PASS_TILES * TILE_CHANNELS + 12 * 512 + 1024
+def fits(pixels: int, lines: int, images: int, height: int, width: int) -> bool:
+    """Whether a tile takes this many images."""
+    # 256 pixels leave no room for padding, which only lines of 8 and 16 do without
+    if pixels == 256 and not {height, width} <= {8, 16}:
+        pixels = 248
+    axes = ((height, images * width), (width, images * height))  # length and number of lines
+    mixed = max(cdiv(count, 2) if size <= 8 else count for size, count in axes)
+    return mixed <= lines and images * height * width <= pixels
