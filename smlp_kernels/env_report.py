@@ -32,6 +32,7 @@ TYPES = {name: p.dtype for name, p in PRECISIONS.items() if p.products == "ieee"
 def environment(gpu: int = 0) -> machine.Facts:
     """Everything about this machine that a bug report needs, by name."""
     return {
+        "gpu": None,  # unless there is one
         **machine.describe(gpu),
         "float32 products": input_precision(torch.float32),
         "kernels are launched": "directly" if DIRECT else "by Triton",
