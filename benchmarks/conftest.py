@@ -125,7 +125,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def _rehearsed(config: pytest.Config, count: int) -> list[str]:
-    """What would be measured with a GPU, and what was run instead."""
+    """Say what would be measured with a GPU, and what was run instead."""
     options = {name: config.getoption(f"--{name}") or _OPTIONS[name][0] for name in _OPTIONS}
     lines = [environment.NOT_PERFORMANCE, "", "With a GPU this measures"]
     lines += [f"  {name:<10} {value}" for name, value in options.items()]

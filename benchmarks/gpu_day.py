@@ -127,7 +127,7 @@ def chunk_tables(recorder: Recorder) -> list[str]:
 
 
 def other_lines(recorder: Recorder) -> list[str]:
-    """What was measured that is not in rows, one line each; then what is not measured, and why."""
+    """List what was measured that is not in rows; then what is not measured, and why."""
     entries = recorder.entries.items()
     found = [
         f"{name}: {json.dumps(entry['result'])}"

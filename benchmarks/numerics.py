@@ -132,7 +132,7 @@ def table(measured: list[Errors], on_gpu: bool) -> str:
 
 
 def around_the_table(page: Path) -> tuple[str, str]:
-    """What stands before and after the table in ``page``, the markers included.
+    """Return the text before and after the table in ``page``, the markers included.
 
     Raises:
         ValueError: if the page cannot be read and written, or the markers are not in it.

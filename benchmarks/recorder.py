@@ -46,7 +46,7 @@ class DeviceLostError(Exception):
 
 @dataclass
 class Context:
-    """What a measurement may use.
+    """The time and the ceilings that a measurement may use.
 
     Attributes:
         deadline: ``time.monotonic()`` at which the run has to end.
@@ -71,7 +71,7 @@ class Context:
         return self.deadline - time.monotonic()
 
     def child_seconds(self) -> float:
-        """What a child may take so that its output is read before the measurement is stopped."""
+        """Seconds for a child, so that its output is read before the measurement is stopped."""
         end = min(self.deadline, self._stop_at)
         return max(1.0, end - CHILD_MARGIN - time.monotonic())
 
@@ -124,7 +124,7 @@ class Recorder:
         return self.entries.get(name, {}).get("status") == "measured"
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """What ``name`` returned, or None if it is not measured."""
+        """Return what ``name`` returned, or None if it is not measured."""
         return self.entries[name]["result"] if self.measured(name) else None
 
     def rows(self) -> Iterator[dict[str, Any]]:

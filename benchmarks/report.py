@@ -31,7 +31,7 @@ class NothingMeasuredError(ValueError):
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, on what.
+    """Measured rows, and the machine they were measured on.
 
     Attributes:
         rows: as made by :func:`benchmarks.rows.make_row`, all of them with a GPU time.

@@ -35,7 +35,7 @@ PASSES = ("inference", "fwd", "bwd", "fwd+bwd")
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches on the two simplest jobs.
+    """The rates that the device reaches on the two simplest jobs.
 
     Attributes:
         copy_bytes_per_s: bytes read plus bytes written per second of a large device copy.

@@ -30,7 +30,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_checkpoint` did.
+    """The report of :func:`load_checkpoint`.
 
     Attributes:
         layout: ``"spach"`` (the paper's code), ``"port"`` (the SparseMLP port, as it is saved),

@@ -105,7 +105,7 @@ class FoldedDepthwise(nn.Module):
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """What BatchNorm does in eval mode: scale ``[C]`` and shift ``[1, C, H, W]``, float64."""
+    """Return scale ``[C]`` and shift ``[1, C, H, W]`` of BatchNorm in eval mode, in float64."""
     scale = (norm.get_buffer("running_var").double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -121,7 +121,7 @@ def _bias_map(image: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Foldable(NamedTuple):
-    """What :func:`foldable` found."""
+    """The result of :func:`foldable`."""
 
     parts: dict[str, nn.Module]  # by the name of what each takes the place of
     left: dict[str, str]  # by the name of what looked as if it would fold: why it does not

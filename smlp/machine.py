@@ -1,4 +1,4 @@
-"""What this machine is: the one description, for logs, reports of faults and measured numbers."""
+"""The one description of this machine, for logs, bug reports and measured numbers."""
 
 import csv
 import platform

@@ -352,7 +352,7 @@ _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _shape_hint(shape: tuple[int, ...], channels: int, size: tuple[int, int]) -> str:
-    """What would make images of another shape fit."""
+    """Say how images of another shape could be made to fit."""
     if shape == (channels, *size):
         return "; x.unsqueeze(0) makes a batch of one image"
     if shape == (*size, channels):

@@ -224,7 +224,7 @@ def compare_block(
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What :func:`smlp_kernels.check_block` found; ``str`` is a table of it.
+    """The report of :func:`smlp_kernels.check_block`; ``str`` is a table of it.
 
     Attributes:
         block: size, type and device, in words.

@@ -29,7 +29,7 @@ logger.addHandler(logging.NullHandler())
 
 
 class WarmupReport(NamedTuple):
-    """What :func:`warmup` did."""
+    """The report of :func:`warmup`."""
 
     kernels: int  # different ones that the blocks need
     seconds: float  # few where Triton's cache on disk had them

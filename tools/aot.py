@@ -39,7 +39,7 @@ INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes and contains."""
+    """Resources and instructions of one compiled kernel."""
 
     registers: int  # of a thread
     spills: int  # bytes of a thread, spill stores and loads together
@@ -112,7 +112,7 @@ def compile_call(call: Call, arch: int) -> Resources:
 
 
 def source(call: Call) -> ASTSource:
-    """What Triton's launcher compiles for a call."""
+    """Return what Triton's launcher compiles for a call."""
     return ASTSource(call.plan.kernel, *specialisation(call))
 
 

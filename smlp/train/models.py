@@ -70,7 +70,7 @@ def build_model(name: str, arguments: dict[str, Any], *, fused: bool) -> Pyramid
 
 @dataclass(frozen=True)
 class Trained:
-    """What ``smlp train`` leaves in ``model.pt``.
+    """The content of the ``model.pt`` that ``smlp train`` writes.
 
     Attributes:
         network: in eval mode, on the CPU, with plain blocks.
