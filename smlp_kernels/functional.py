@@ -127,9 +127,10 @@ def dispatch(
     autocast = autocast_type(x)
     if autocast is not None:
         x = under_autocast(x, weights, autocast)
+    plain = ops.is_plain(x, *weights)
     if (
         forward_ad._current_level >= 0
-        or any(map(is_wrapper, weights))
+        or not (plain or not any(map(is_wrapper, weights)))
         or fallback_reason(x) is not None
     ):
         weight_fuse = weight_fuse.reshape(*weight_fuse.shape[:2], 1, 1)
@@ -137,7 +138,7 @@ def dispatch(
             return smlp(x, *weights[:4], weight_fuse, bias_fuse)
         y = smlp(x, *weights[:4], weight_fuse, None)
         return y + bias_fuse.to(y.dtype)
-    return ops.Mix.call(x, *weights)
+    return ops.differentiable_mix(x, *weights, plain=plain)
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
@@ -168,7 +169,7 @@ def fallback_reason(x: Tensor) -> str | None:
     _, channels, height, width = x.shape
     if os.environ.get("SMLP_KERNELS_DISABLE") == "1":
         return "SMLP_KERNELS_DISABLE=1 is set"
-    if max(height, width) > MAX_SIZE:
+    if height > MAX_SIZE or width > MAX_SIZE:
         return f"height and width are {height} and {width}; the kernels go to {MAX_SIZE}"
     if channels > MAX_CHANNELS:
         return f"there are {channels} channels; the kernels go to {MAX_CHANNELS}"

@@ -53,31 +53,30 @@ class Call(NamedTuple):
     plan: Plan
     tensors: tuple[Tensor | None, ...]
 
-    def launch(self, device_of: Tensor) -> None:
-        """Run on the device of a tensor: Triton itself would take the current device.
+    def launch(self) -> None:
+        """Run on the current device.
 
         The first launch is Triton's own. It returns the compiled kernel, which later ones hand to
         the driver as Triton would, without its 10 to 20 us of Python.
         """
         plan, tensors = self
-        with on_device_of(device_of):
-            if not DIRECT or has_launch_hooks():
-                self.launch_by_triton()
-                return
-            driver = triton.runtime.driver.active
-            device = driver.get_current_device()
-            key = (device, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors])
-            kernel = plan.compiled.get(key)
-            if kernel is None:
-                plan.compiled[key] = self.launch_by_triton()
-                return
-            stream = driver.get_current_stream(device)
-            kernel.run(
-                *(plan.programs, 1, 1, stream, kernel.function, kernel.packed_metadata),
-                *(None, None, None),  # what launch hooks are told, and the hooks
-                *tensors,
-                *plan.arguments,
-            )
+        if not DIRECT or has_launch_hooks():
+            self.launch_by_triton()
+            return
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
+        key = (device, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors])
+        kernel = plan.compiled.get(key)
+        if kernel is None:
+            plan.compiled[key] = self.launch_by_triton()
+            return
+        kernel.run(
+            *(plan.programs, 1, 1, driver.get_current_stream(device)),
+            *(kernel.function, kernel.packed_metadata),
+            *(None, None, None),  # what launch hooks are told, and the hooks
+            *tensors,
+            *plan.arguments,
+        )
 
     def launch_by_triton(self) -> Any:
         """Compile if necessary, launch, and return the compiled kernel."""
@@ -138,8 +137,8 @@ def specialisation(call: Call) -> tuple[dict[str, str], dict[str, Any], dict[tup
 def has_launch_hooks() -> bool:
     """Whether somebody, such as Triton's profiler, wants to be told of launches."""
     runtime = triton.knobs.runtime
-    hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
-    return any(getattr(hook, "calls", True) for hook in hooks)
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", True) or getattr(leave, "calls", True))
 
 
 def cdiv(size: int, block: int) -> int:
@@ -154,7 +153,10 @@ def dense(bias: Tensor | None) -> Tensor | None:
 
 def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
     """Weights in the type of ``x``; what autocast converts takes one launch for all of them."""
-    if all(weight.dtype == x.dtype for weight in weights):
+    for weight in weights:
+        if weight.dtype != x.dtype:
+            break
+    else:
         return weights
     converted = [torch.empty_like(weight, dtype=x.dtype) for weight in weights]
     torch._foreach_copy_(converted, weights)

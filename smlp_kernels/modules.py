@@ -6,6 +6,7 @@ import torch.fx
 from torch import Tensor
 
 from smlp import SMLPBlock
+from smlp.block import check_input
 from smlp_kernels.functional import autocast_type, dispatch
 
 
@@ -25,25 +26,25 @@ class FusedSMLPBlock(SMLPBlock):
         """As :meth:`smlp.SMLPBlock.forward`, with the same errors."""
         if not self.is_determined_by_weights():
             return super().forward(x)
-        self.check_input(x)
         weights = self.weights()
+        check_input(x, weights[4], (self.channels, self.height, self.width))
         _check_weights(x, weights)
         return dispatch(x, *weights)
 
 
 def _check_weights(x: Tensor, weights: Sequence[Tensor | None]) -> None:
     """Raise what PyTorch's operators would where weights are apart; a kernel would read on."""
-    for name, weight in zip(_WEIGHTS, weights, strict=True):
-        if weight is None or (weight.device == x.device and weight.dtype == x.dtype):
+    device, dtype = x.device, x.dtype
+    for index, weight in enumerate(weights):
+        if weight is None or (weight.device == device and weight.dtype is dtype):
             continue
-        if weight.device != x.device:
-            raise ValueError(f"{name}: expected the device of x, {x.device}, got {weight.device}")
+        name = f"{('proj_h', 'proj_w', 'fuse')[index // 2]}.{('weight', 'bias')[index % 2]}"
+        if weight.device != device:
+            raise ValueError(f"{name}: expected the device of x, {device}, got {weight.device}")
         if autocast_type(x) is None:
-            raise TypeError(f"{name}: expected the type of x, {x.dtype}, got {weight.dtype}")
+            raise TypeError(f"{name}: expected the type of x, {dtype}, got {weight.dtype}")
 
-
-_WEIGHTS = tuple(f"{p}.{e}" for p in ("proj_h", "proj_w", "fuse") for e in ("weight", "bias"))
 
 # calls in the graph of torch.fx: they look at values that have to be there
-torch.fx.wrap("_check_weights")
-torch.fx.wrap("dispatch")
+for name in ("check_input", "_check_weights", "dispatch"):
+    torch.fx.wrap(name)

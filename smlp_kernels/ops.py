@@ -24,17 +24,18 @@ of their weight, and empty tensors in the place of those not needed.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from smlp_kernels.kernels import backward
 from smlp_kernels.kernels import mix as forward
 from smlp_kernels.kernels.backward import Needed
-from smlp_kernels.launch import arch_of
+from smlp_kernels.launch import Call, arch_of, on_device_of
 from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
@@ -59,9 +60,11 @@ mix_backward = torch.ops.smlp_kernels.mix_backward.default
 
 def run_mix(x: Tensor, *weights: Any) -> Tensor:
     """``mix``: allocate and launch."""
-    if run_hopper is not None and (y := run_hopper(x, Weights(*weights))) is not None:
-        return y
-    return forward.mix(x, Weights(*weights), arch_of(x), lambda call: call.launch(x))
+    given = Weights(*weights)
+    with on_device_of(x):
+        if run_hopper is not None and (y := run_hopper(x, given)) is not None:
+            return y
+        return forward.mix(x, given, arch_of(x), Call.launch)
 
 
 def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:
@@ -72,7 +75,8 @@ def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:
 def run_mix_backward(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """``mix_backward``: allocate and launch."""
     weights, needed = split_arguments(arguments)
-    return backward.mix_backward(dy, x, weights, needed, arch_of(x), lambda call: call.launch(x))
+    with on_device_of(x):
+        return backward.mix_backward(dy, x, weights, needed, arch_of(x), Call.launch)
 
 
 LIBRARY.impl("mix", run_mix, "CompositeExplicitAutograd")
@@ -102,20 +106,28 @@ def mix_grad(ctx: Any, dy: Tensor) -> Grads:
     *want, want_bias = ctx.needs_input_grad
     bias_map = ctx.bias_map_dtype is not None
     want = (*want, want_bias and not bias_map)
-    grads = wanted_grads(dy, x, Weights(*(*weights, None)), want)
+    grads = wanted_grads(dy, x, weights, want)
     if want_bias and bias_map:
         grads = (*grads[:6], dy.sum(0, dtype=ctx.bias_map_dtype))
     return grads
 
 
-def wanted_grads(dy: Tensor, x: Tensor | None, weights: Weights, want: tuple[bool, ...]) -> Grads:
-    """The gradients of <dy, mix(x; weights)> by x and the six weights that ``want`` asks for."""
+def wanted_grads(
+    dy: Tensor, x: Tensor | None, weights: Sequence[Any], want: tuple[bool, ...]
+) -> Grads:
+    """The gradients of <dy, mix(x; weights)> by x and the six weights that ``want`` asks for.
+
+    The last weight, the bias, plays no part and need not be given.
+    """
     needed = Needed(want[0], want[1] or want[2], want[3] or want[4], want[5] or want[6])
     if any(needed[1:]):
-        grads = MixBackward.call(dy, x, *weights[:5], *needed)
+        grads = differentiable_mix_backward(dy, x, *weights[:5], *needed)
+        if all(want):
+            return grads
         return tuple(grad if wanted else None for grad, wanted in zip(grads, want, strict=True))
     # mix rounds once where mix_backward rounds twice, and its tiles need no room for gradients
-    return (Mix.call(dy, *weights.transposed()) if needed.x else None, *(None,) * 6)
+    transposed = Weights(*(*weights[:5], None)).transposed()
+    return (differentiable_mix(dy, *transposed) if needed.x else None, *(None,) * 6)
 
 
 def mix_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -153,7 +165,7 @@ def mix_backward_grad(ctx: Any, *grads: Tensor | None) -> Grads:
         terms.append((x, fusing, want))
     sums: list[Tensor | None] = [None] * 7
     for mixed, weights, want in terms:
-        d_dy = Mix.call(mixed, *weights) if want_dy else None
+        d_dy = differentiable_mix(mixed, *weights) if want_dy else None
         d_mixed, *d_weights, _ = wanted_grads(dy, mixed, weights, want)
         if d_weights[4] is not None and weights.fuse is not fuse:
             d_weights[4] = without_identity(d_weights[4])
@@ -233,47 +245,39 @@ def _mix_backward_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> i
     return 2 * dy.numel() * terms
 
 
-class Differentiable(torch.autograd.Function):
-    """An operator with its autograd formula, for eager mode: the functions registered above.
+def differentiable(
+    name: str, operator: Any, run: Callable[..., Any], setup_context: Any, gradient: Any
+) -> Callable[..., Any]:
+    """An operator for eager mode, with the autograd formula registered above.
 
     The dispatcher reaches the registered formula at a cost of about 30 us a call and
     ``Function.apply`` binds the arguments for 25 us, each as much as a kernel takes; the ``apply``
     of its base class does neither.
     """
+    formula = {
+        "generate_vmap_rule": True,
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(gradient),
+    }
+    bases = (torch.autograd.Function,)
+    transformed: Any = type(name, bases, {**formula, "forward": staticmethod(operator)})
+    plain: Any = type(name, bases, {**formula, "forward": staticmethod(run)})
+    apply_plain = super(torch.autograd.Function, plain).apply
 
-    generate_vmap_rule = True
+    def call(*arguments: Any, plain: bool | None = None) -> Any:
+        if is_plain(*arguments) if plain is None else plain:
+            return (apply_plain if torch.is_grad_enabled() else run)(*arguments)
+        if not is_traced() and functorch_is_active() and torch.is_grad_enabled():
+            return transformed.apply(*arguments)  # the transforms live in the derived `apply`
+        return operator(*arguments)
 
-    @classmethod
-    def call(cls, *arguments: Any) -> Any:
-        """The operator, differentiable where gradients are recorded."""
-        # tracing must record the operator itself, whose formula is registered
-        if is_traced() or not torch.is_grad_enabled():
-            return cls.forward(*arguments)
-        if functorch_is_active():  # its transforms live in the derived `apply`
-            return cls.apply(*arguments)
-        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
-
-
-class Mix(Differentiable):
-    """``mix``."""
-
-    setup_context = staticmethod(mix_setup_context)
-    backward = staticmethod(mix_grad)
-
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return (run_mix if is_plain(*arguments) else mix)(*arguments)
+    return call
 
 
-class MixBackward(Differentiable):
-    """``mix_backward``."""
-
-    setup_context = staticmethod(mix_backward_setup_context)
-    backward = staticmethod(mix_backward_grad)
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return (run_mix_backward if is_plain(*arguments) else mix_backward)(*arguments)
+differentiable_mix = differentiable("Mix", mix, run_mix, mix_setup_context, mix_grad)
+differentiable_mix_backward = differentiable(
+    "MixBackward", mix_backward, run_mix_backward, mix_backward_setup_context, mix_backward_grad
+)
 
 
 def is_traced() -> bool:
@@ -286,18 +290,16 @@ def is_plain(*arguments: Any) -> bool:
 
     So it is where no mode watches, and every tensor is memory that holds its values.
     """
-    if is_traced() or functorch_is_active() or dispatch_modes():
+    if is_traced() or functorch_is_active() or dispatch_modes() or arguments[0].is_meta:
         return False
     for argument in arguments:
-        if type(argument) in PLAIN_TYPES:
-            if argument.is_neg() or argument._is_zerotensor():
+        kind = type(argument)
+        if kind is Tensor or kind is Parameter:
+            if argument.is_neg() or (kind is Tensor and argument._is_zerotensor()):
                 return False
         elif isinstance(argument, Tensor):
             return False
-    return not arguments[0].is_meta
-
-
-PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+    return True
 
 
 # Without these tests of PyTorch's the slower way is right everywhere.

@@ -71,7 +71,7 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
         or not batch
         or channels % 8
         or max(height, width) > largest
-        or not is_rows(x)
+        or not is_rows(x.shape, x.stride())
     ):
         return None
     given = [weight for weight in weights if weight is not None]
@@ -87,7 +87,11 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
     copied_by_16_bytes = [t.data_ptr() for t in (x, y, fuse, bias_map) if t is not None]
     proj_strides = (*weights.proj_h.stride(), *weights.proj_w.stride())
     plan = make_plan(x.shape, x.dtype, proj_strides, strides, sms)
-    if plan is None or not is_rows(y) or any(address % 16 for address in copied_by_16_bytes):
+    if (
+        plan is None
+        or not is_rows(y.shape, y.stride())
+        or any(address % 16 for address in copied_by_16_bytes)
+    ):
         return None
     biases = dense(weights.bias_h), dense(weights.bias_w)
     projs = weights.proj_h, weights.proj_w

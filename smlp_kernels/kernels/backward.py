@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, make_axis, matrix_columns
 from smlp_kernels.kernels.products import add_product, run_axis
-from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, is_rows
+from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, copy_images, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import (
     PLANS,
@@ -62,50 +62,43 @@ def mix_backward(
     dx = grads[0]
     if not (any(needed) and x.shape[0]):
         return tuple(grad.zero_() for grad in grads)
-    proj_h, proj_w, fuse = in_type_of(x, weights.proj_h, weights.proj_w, weights.fuse)
+    proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
+    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
     plan = backward_plan(
-        x.shape,
-        Rows(is_rows(dy), is_rows(x), is_rows(dx)),
-        needed,
-        (proj_h.stride(), proj_w.stride()),
-        x.dtype,
-        input_precision(x.dtype),
-        arch,
+        *(x.shape, dy.stride(), x.stride(), dx.stride(), needed, proj_h.stride(), proj_w.stride()),
+        *(x.dtype, input_precision(x.dtype), arch),
     )
     start, end = plan.branches
-    if fuse.dim() != 2 or end - start != fuse.shape[1]:
-        fuse = fuse.reshape(fuse.shape[0], -1)[:, start:end]
+    fuse = fuse.reshape(fuse.shape[0], -1)
+    if end - start != fuse.shape[1]:
+        fuse = fuse[:, start:end]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-    matrix = x.new_empty(plan.matrix)
-    total = x.new_empty(plan.total, dtype=acc)
-    partial_h = x.new_empty(plan.h.partial, dtype=acc)
-    partial_w = x.new_empty(plan.w.partial, dtype=acc)
-    axes = (
-        (plan.h, proj_h, dense(weights.bias_h), partial_h),
-        (plan.w, proj_w, dense(weights.bias_w), partial_w),
-    )
-
-    def add_chunk(chunk: Chunk) -> None:
-        """The gradient of x for some images, and their part in those of the weights."""
-        dy_rows = chunk.read(dy, plan.rows.dy, launch)
-        x_rows = chunk.read(x, plan.rows.x, launch) if plan.reads_x else None
-        dx_rows = None
-        if needed.x:
-            dx_rows = chunk.view(dx) if plan.rows.dx else torch.empty_like(dy_rows)
-        g = matrix[: chunk.pixels] if chunk.is_short else matrix
-        if end:
-            torch.mm(dy_rows, fuse, out=g[:, start:end])
-        for (axis, proj, bias, partial), planned in zip(axes, chunk.plans, strict=True):
-            out = None if axis.along_h else dx_rows
-            tensors = (g, x_rows, out, proj, bias, partial if axis.need_proj else None)
-            run_axis(axis, planned, tensors, chunk.is_first, launch)
-        if needed.fuse:
-            add_product(total, dy_rows.t(), g, chunk.is_first)
-        if dx_rows is not None and not plan.rows.dx:
-            chunk.write(dx_rows, dx, launch)
-
+    columns = plan.matrix[1]
+    matrix = x.new_empty(*plan.matrix)
+    total = x.new_empty(*plan.total, dtype=acc)
+    partial_h = x.new_empty(*plan.h.partial, dtype=acc)
+    partial_w = x.new_empty(*plan.w.partial, dtype=acc)
+    along_h = proj_h, dense(bias_h), partial_h if plan.h.need_proj else None
+    along_w = proj_w, dense(bias_w), partial_w if plan.w.need_proj else None
+    dx_images = None
     for chunk in plan.chunks:
-        add_chunk(chunk)
+        first = not chunk.first
+        dy_images = chunk.read(dy, plan.rows.dy, launch)
+        dy_rows = chunk.rows(dy_images)
+        x_images = chunk.read(x, plan.rows.x, launch) if plan.reads_x else None
+        if needed.x:
+            dx_images = chunk.images(dx) if plan.rows.dx else torch.empty_like(dy_images)
+        g = matrix if chunk.pixels == len(matrix) else matrix[: chunk.pixels]
+        if end:
+            product = g.as_strided((chunk.pixels, end - start), (columns, 1), start)
+            torch.mm(dy_rows, fuse, out=product)
+        plan_h, plan_w = chunk.plans
+        run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
+        run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
+        if needed.fuse:
+            add_product(total, dy_rows.t(), g, first)
+        if not plan.rows.dx:
+            copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
         launch(Call(plan.sums, (partial_h, partial_w, total, *grads[1:])))
     return grads
@@ -117,7 +110,7 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
     matrices = (weights.proj_h, weights.proj_w, weights.fuse)
     for weight, wanted in zip(matrices, needed[1:], strict=True):
         shape = weight.shape if wanted else (0,)
-        grads += weight.new_empty(shape), weight.new_empty(shape[0])
+        grads += weight.new_empty(*shape), weight.new_empty(shape[0])
     return tuple(grads)
 
 
@@ -146,9 +139,12 @@ class BackwardPlan(NamedTuple):
 @functools.lru_cache(PLANS)
 def backward_plan(
     shape: torch.Size,
-    rows: Rows,
+    dy_strides: Strides,
+    x_strides: Strides,
+    dx_strides: Strides,
     needed: Needed,
-    proj_strides: tuple[Strides, Strides],
+    strides_h: Strides,
+    strides_w: Strides,
     dtype: torch.dtype,
     precision: str,
     arch: int,
@@ -157,7 +153,9 @@ def backward_plan(
     batch, channels, height, width = shape
     columns = matrix_columns(channels)
     reads_x = any(needed[1:])
-    copies = (not rows.dy) + (reads_x and not rows.x) + (needed.x and not rows.dx)
+    dx_is_rows = not needed.x or is_rows(shape, dx_strides)
+    rows = Rows(is_rows(shape, dy_strides), is_rows(shape, x_strides), dx_is_rows)
+    copies = (not rows.dy) + (reads_x and not rows.x) + (not rows.dx)
     size = (channels, height, width)
 
     def axes_of(images: int) -> tuple[Axis, Axis]:
@@ -172,7 +170,6 @@ def backward_plan(
     h, w = axes_of(images)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
-        strides_h, strides_w = proj_strides
         return axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
 
     start = 0 if needed.x or needed.proj_h else channels

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, make_axis, matrix_columns
 from smlp_kernels.kernels.products import run_axis
-from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, is_rows
+from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, copy_images, is_rows
 from smlp_kernels.launch import (
     PLANS,
     Call,
@@ -39,61 +39,50 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
         launch: is given every call of a kernel, in order.
     """
     y = torch.empty_like(x)
-    if not x.shape[0]:
-        return y
     channels = x.shape[1]
-    proj_h, proj_w, fuse = in_type_of(x, weights.proj_h, weights.proj_w, weights.fuse)
+    proj_h, bias_h, proj_w, bias_w, fuse, bias = weights
+    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
     plan = mix_plan(
-        x.shape,
-        (is_rows(x), is_rows(y)),
-        (*proj_h.stride(), *proj_w.stride()),
-        x.dtype,
-        input_precision(x.dtype),
-        arch,
+        *(x.shape, x.stride(), y.stride(), proj_h.stride(), proj_w.stride()),
+        *(x.dtype, input_precision(x.dtype), arch),
     )
-    fuse = fuse.reshape(channels, 3 * channels).t()
-    bias = None if weights.bias is None else weights.bias.to(x.dtype)
-    bias_h, bias_w = dense(weights.bias_h), dense(weights.bias_w)
-    matrix = x.new_empty(plan.matrix)
-
-    def mix_chunk(chunk: Chunk) -> None:
-        x_rows = chunk.read(x, plan.rows[0], launch)
-        y_rows = chunk.view(y) if plan.rows[1] else torch.empty_like(x_rows)
-        mixed = matrix[: chunk.pixels] if chunk.is_short else matrix
-        both, along_h, along_w = chunk.plans
-        if both is not None:
-            launch(Call(both, (mixed, x_rows, proj_h, bias_h, proj_w, bias_w)))
-        else:
-            for axis, planned, proj, axis_bias in (
-                (plan.h, along_h, proj_h, bias_h),
-                (plan.w, along_w, proj_w, bias_w),
-            ):
-                tensors = (mixed, x_rows, None, proj, axis_bias, None)
-                run_axis(axis, planned, tensors, chunk.is_first, launch)
-        multiply(mixed[:, : 3 * channels], fuse, bias, y_rows)
-        if not plan.rows[1]:
-            chunk.write(y_rows, y, launch)
-
-    for chunk in plan.chunks:
-        mix_chunk(chunk)
-    return y
-
-
-def multiply(mixed: Tensor, fuse: Tensor, bias: Tensor | None, y_rows: Tensor) -> None:
-    """y = mixed @ fuse + bias, [pixels, C]; a bias [C, H, W] is added in the product as well."""
-    if bias is None:
-        torch.mm(mixed, fuse, out=y_rows)
-    elif bias.dim() == 1:
-        torch.addmm(bias, mixed, fuse, out=y_rows)
+    along_h, along_w = (proj_h, dense(bias_h)), (proj_w, dense(bias_w))
+    if fuse.is_contiguous():  # one view, not two
+        fuse = fuse.as_strided((3 * channels, channels), (1, 3 * channels))
     else:
-        y_rows.unflatten(0, (-1, *bias.shape[1:])).copy_(bias.movedim(0, 2))
-        torch.addmm(y_rows, mixed, fuse, out=y_rows)
+        fuse = fuse.reshape(channels, -1).t()
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
+    for chunk in plan.chunks:
+        both, plan_h, plan_w = chunk.plans
+        x_images = chunk.read(x, plan.x_is_rows, launch)
+        y_images = chunk.images(y) if plan.y_is_rows else torch.empty_like(x_images)
+        y_rows = chunk.rows(y_images)
+        if both is not None:
+            launch(Call(both, (matrix, x_images, *along_h, *along_w)))
+        else:
+            rows, first = matrix[: chunk.pixels], not chunk.first
+            run_axis(plan.h, plan_h, (rows, x_images, None, *along_h, None), first, launch)
+            run_axis(plan.w, plan_w, (rows, x_images, None, *along_w, None), first, launch)
+        mixed = matrix.as_strided((chunk.pixels, 3 * channels), (plan.matrix[1], 1))
+        if bias is None:
+            torch.mm(mixed, fuse, out=y_rows)
+        elif bias.dim() == 1:
+            torch.addmm(bias, mixed, fuse, out=y_rows)
+        else:  # [C, H, W]
+            y_images.copy_(bias)
+            torch.addmm(y_rows, mixed, fuse, out=y_rows)
+        if not plan.y_is_rows:
+            copy_images(y_images, chunk.images(y), launch)
+    return y
 
 
 class MixPlan(NamedTuple):
     """All of a forward but the tensors."""
 
-    rows: tuple[bool, bool]  # whether x and y are; else they are copied, a chunk at a time
+    x_is_rows: bool  # else it is copied, a chunk at a time
+    y_is_rows: bool
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of [x_h | x_w | x | pad]
     h: Axis
@@ -103,8 +92,10 @@ class MixPlan(NamedTuple):
 @functools.lru_cache(PLANS)
 def mix_plan(
     shape: torch.Size,
-    rows: tuple[bool, bool],
-    proj_strides: Strides,
+    x_strides: Strides,
+    y_strides: Strides,
+    strides_h: Strides,
+    strides_w: Strides,
     dtype: torch.dtype,
     precision: str,
     arch: int,
@@ -112,13 +103,14 @@ def mix_plan(
     """A batch has as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
     batch, channels, height, width = shape
     columns = matrix_columns(channels)
+    x_is_rows, y_is_rows = is_rows(shape, x_strides), is_rows(shape, y_strides)
 
     def axes_of(images: int) -> tuple[Axis, Axis]:
         size, needs = (channels, height, width), (False, False, True)
         common = (needs, images, dtype, precision, arch)
         return make_axis(size, True, *common), make_axis(size, False, *common)
 
-    copies = rows.count(False)
+    copies = (not x_is_rows) + (not y_is_rows)
     if any(axis.tile is None for axis in axes_of(1)):
         copies += 2  # of run_by_products
     image_bytes = height * width * (columns + copies * channels) * dtype.itemsize
@@ -126,11 +118,10 @@ def mix_plan(
     h, w = axes_of(images)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, ...]:
-        both = both_axes_plan(h, w, pixels, proj_strides)
+        both = both_axes_plan(h, w, pixels, (*strides_h, *strides_w))
         if both is not None:
             return both, None, None
-        along_h = axis_plan(h, pixels, first, proj_strides[:2])
-        return None, along_h, axis_plan(w, pixels, first, proj_strides[2:])
+        return None, axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
 
     chunks = chunks_of(shape, images, plans)
-    return MixPlan(rows, chunks, (images * height * width, columns), h, w)
+    return MixPlan(x_is_rows, y_is_rows, chunks, (images * height * width, columns), h, w)

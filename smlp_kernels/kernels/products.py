@@ -24,8 +24,8 @@ def run_axis(
 def run_by_products(
     axis: Axis,
     g: Tensor,
-    x_rows: Tensor | None,
-    dx_rows: Tensor | None,
+    x: Tensor | None,
+    dx: Tensor | None,
     proj: Tensor,
     bias: Tensor | None,
     partial: Tensor | None,
@@ -34,23 +34,26 @@ def run_by_products(
     """What ``axis_kernel`` does, by PyTorch's products: for an axis that no tile holds."""
     channels, height, width = axis.size
 
-    def positions(rows: Tensor) -> Tensor:
-        """A view [positions, images, lines of an image, channels]."""
-        return rows.unflatten(0, (-1, height, width)).movedim(1 if axis.along_h else 2, 0)
+    def positions(images: Tensor) -> Tensor:
+        """[B, C, H, W] as a view [positions, images, lines of an image, channels]."""
+        return images.permute((2, 0, 3, 1) if axis.along_h else (3, 0, 2, 1))
 
-    start = 0 if axis.along_h else channels
-    branch = positions(g[:, start : start + channels])
-    identity = positions(g[:, 2 * channels : 3 * channels])
+    def part(start: int) -> Tensor:
+        """The same of some columns of g."""
+        images = g[:, start : start + channels].unflatten(0, (-1, height, width))
+        return positions(images.movedim(3, 1))
+
+    branch, identity = part(0 if axis.along_h else channels), part(2 * channels)
     size = len(proj)
     out = g.new_empty(size, branch[0].numel())
     if axis.need_x or axis.need_proj:
         g_lines = branch.flatten(1)  # [positions, all lines and channels]
     if axis.need_x:
         torch.addmm(identity.flatten(1), proj.t(), g_lines, out=out)
-        (identity if dx_rows is None else positions(dx_rows)).copy_(out.view_as(identity))
-    if x_rows is None:
+        (identity if dx is None else positions(dx)).copy_(out.view_as(identity))
+    if x is None:
         return
-    x = positions(x_rows)
+    x = positions(x)
     if partial is not None:
         grad, bias_grad = partial.view(size + 1, size).split((size, 1))
         add_product(grad, g_lines, x.flatten(1).t(), first)

@@ -5,7 +5,7 @@ that reads and writes along what is contiguous on either side.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,9 +85,14 @@ def copy_images_plan(shape: torch.Size, source: Strides, target: Strides) -> Pla
     )
 
 
-def is_rows(x: Tensor) -> bool:
+def is_rows(shape: Sequence[int], strides: Strides) -> bool:
     """Whether [B, C, H, W] is a dense matrix [pixels, C]."""
-    return x.is_contiguous(memory_format=torch.channels_last)
+    dense = 1
+    for axis in (1, 3, 2, 0):
+        if shape[axis] != 1 and strides[axis] != dense:
+            return False
+        dense *= shape[axis]
+    return True
 
 
 class Chunk(NamedTuple):
@@ -95,54 +100,43 @@ class Chunk(NamedTuple):
 
     first: int  # images
     end: int
-    size: tuple[int, int, int]  # C, H, W
+    is_all: bool  # of the batch
     pixels: int
-    is_first: bool
-    is_short: bool  # of fewer images than the others
+    channels: int
     plans: tuple[Plan | None, ...]
 
-    def view(self, x: Tensor) -> Tensor:
-        """Its part of a tensor that ``is_rows``, as a matrix [pixels, C]."""
-        channels = self.size[0]
-        offset = x.storage_offset()
-        if self.first:
-            offset += self.first * x.stride(0)
-        return x.as_strided((self.pixels, channels), (channels, 1), offset)
+    def images(self, x: Tensor) -> Tensor:
+        """Its part of [B, C, H, W]."""
+        return x if self.is_all else x[self.first : self.end]
+
+    def rows(self, images: Tensor) -> Tensor:
+        """Its images, which have to be ``is_rows``, as a matrix [pixels, C]."""
+        return images.as_strided((self.pixels, self.channels), (self.channels, 1))
 
     def read(self, x: Tensor, is_rows: bool, launch: Launch) -> Tensor:
-        """Its part of any tensor [B, C, H, W] as a matrix [pixels, C]: a view or a copy."""
+        """Its part of any tensor [B, C, H, W], as it is or copied so that it ``is_rows``."""
+        images = self.images(x)
         if is_rows:
-            return self.view(x)
-        rows = x.new_empty(self.pixels, self.size[0])
-        copy_images(x[self.first : self.end], self.images(rows), launch)
-        return rows
-
-    def write(self, rows: Tensor, x: Tensor, launch: Launch) -> None:
-        """Copy a matrix [pixels, C] to its part of [B, C, H, W]."""
-        copy_images(self.images(rows), x[self.first : self.end], launch)
-
-    def images(self, rows: Tensor) -> Tensor:
-        """A matrix [pixels, C] as a view [B, C, H, W]."""
-        return rows.unflatten(0, (-1, *self.size[1:])).permute(0, 3, 1, 2)
+            return images
+        copy = torch.empty_like(images, memory_format=torch.channels_last)
+        copy_images(images, copy, launch)
+        return copy
 
 
 def chunk_images(batch: int, image_bytes: int) -> int:
-    """Images of a chunk: as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
-    return cdiv(batch, cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))
+    """Images of a chunk, 1 at least: as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
+    return max(1, cdiv(batch, max(1, cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))))
 
 
 def chunks_of(
     shape: torch.Size, images: int, plans: Callable[[int, bool], tuple[Plan | None, ...]]
 ) -> tuple[Chunk, ...]:
     """The chunks of a batch; ``plans`` is asked with the pixels of each and if it is the first."""
-    batch, *size = shape
+    batch, channels, height, width = shape
 
     def chunk_from(first: int) -> Chunk:
         end = min(first + images, batch)
-        pixels = (end - first) * size[1] * size[2]
-        is_short = end - first < images
-        return Chunk(
-            first, end, tuple(size), pixels, first == 0, is_short, plans(pixels, first == 0)
-        )
+        pixels = (end - first) * height * width
+        return Chunk(first, end, images == batch, pixels, channels, plans(pixels, first == 0))
 
     return tuple(map(chunk_from, range(0, batch, images)))

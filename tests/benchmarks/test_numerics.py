@@ -33,12 +33,12 @@ def test_a_block_that_falls_back_is_not_measured(monkeypatch: pytest.MonkeyPatch
 
 @NEEDS_CPU
 def test_a_wrong_gradient_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    mix = functional.ops.Mix.call
+    mix = functional.ops.differentiable_mix
 
-    def wrong(x: torch.Tensor, *weights: object) -> torch.Tensor:
-        return mix(x, *weights) + 0.01 * x[:1]
+    def wrong(x: torch.Tensor, *weights: object, plain: bool) -> torch.Tensor:
+        return mix(x, *weights, plain=plain) + 0.01 * x[:1]
 
-    monkeypatch.setattr(functional.ops.Mix, "call", wrong)
+    monkeypatch.setattr(functional.ops, "differentiable_mix", wrong)
     row = numerics.measure(SMALL, "fp32", "cpu")
     assert row.fused[0] > 1e-4 > row.plain[0]
     assert row.fused[1] > 1e-4 > row.plain[1]

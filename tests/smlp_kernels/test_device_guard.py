@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smlp_kernels import fused_smlp, launch
+from smlp_kernels import fused_smlp, launch, ops
 from tests.smlp_kernels.oracle import Case
 
 
@@ -53,11 +53,11 @@ def test_every_launch_of_a_training_step_is_under_the_guard(
             guarded.append(depth == 1)
             return self.kernel[grid]
 
-    def launch_watched(call: launch.Call, device_of: Tensor) -> None:
+    def launch_watched(call: launch.Call) -> None:
         plan = dataclasses.replace(call.plan, kernel=Watched(call.plan.kernel))
-        original(call._replace(plan=plan), device_of)
+        original(call._replace(plan=plan))
 
-    monkeypatch.setattr(launch, "on_device_of", guard)
+    monkeypatch.setattr(ops, "on_device_of", guard)
     monkeypatch.setattr(launch.Call, "launch", launch_watched)
     arguments = [a.requires_grad_() for a in Case(1, 2, 3, 2).arguments(torch.float32)]
     y = fused_smlp(*arguments)

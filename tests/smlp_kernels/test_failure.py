@@ -108,10 +108,10 @@ def test_a_failed_launch_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> 
     launch_kernel = launch.Call.launch
     for kernel in ("both_axes_kernel", "axis_kernel", "weight_sums_kernel"):
 
-        def fail(call: launch.Call, device_of: Tensor, kernel: str = kernel) -> None:
+        def fail(call: launch.Call, kernel: str = kernel) -> None:
             if call.plan.kernel.__name__ == kernel:
                 call = call._replace(plan=dataclasses.replace(call.plan, kernel=Broken(kernel)))
-            launch_kernel(call, device_of)
+            launch_kernel(call)
 
         with monkeypatch.context() as patch:
             patch.setattr(launch.Call, "launch", fail)

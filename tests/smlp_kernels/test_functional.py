@@ -107,7 +107,7 @@ def test_disable_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="about the CPU without the interpreter")
 def test_fallback_computes_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "INTERPRETED", False)
-    monkeypatch.setattr(functional.ops, "Mix", None)  # would fail if it were called
+    monkeypatch.setattr(functional.ops, "differentiable_mix", None)  # would fail if it were called
     values = Case(2, 5, 6, 4).arguments(torch.float64)
     assert "the device is cpu" in (fallback_reason(values[0]) or "")
     exact = formula(*values)

@@ -14,6 +14,7 @@ PACKAGES = ("smlp", "smlp_kernels", "examples")
 LIBRARY = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 KERNELS = sorted((ROOT / "smlp_kernels" / "kernels").glob("*.py"))
 LAUNCH = ROOT / "smlp_kernels" / "launch.py"
+OPS = ROOT / "smlp_kernels" / "ops.py"
 
 # Names by which one program could wait for another. Without any of them every program ends.
 WAITING = re.compile(r"atomic|inline_asm|barrier|volatile|semaphore|(^|_)lock$")
@@ -64,19 +65,25 @@ def test_kernels_are_launched_in_one_place_under_the_device_guard() -> None:
         if path not in KERNELS
     }
     assert {name for name, there in found.items() if there} == {"smlp_kernels/launch.py"}
-    guards = [
-        node
-        for node in ast.walk(tree(LAUNCH))
-        if isinstance(node, ast.With)
-        and ast.unparse(node.items[0].context_expr) == "on_device_of(device_of)"
-    ]
-    launches = [c for c in calls(LAUNCH) if is_launch(c) or is_warmup(c)]
-    by_triton = next(c for c in launches if isinstance(c.func, ast.Subscript))
-    # the one by Triton is in a function of its own, called twice
-    called = [c for c in calls(LAUNCH) if name_of(c.func) == "self.launch_by_triton"]
-    for call in [*called, *(c for c in launches if c is not by_triton)]:
-        assert any(g.lineno < call.lineno <= (g.end_lineno or 0) for g in guards), call.lineno
-    assert len(called) == 2 and sum(map(is_launch, launches)) == 2
+    # by Triton and by the compiled kernel, both in Call.launch, which operators are given
+    assert sum(map(is_launch, found["smlp_kernels/launch.py"])) == 2
+    for path, guarded, expected in (
+        (LAUNCH, is_warmup, 1),
+        (OPS, lambda call: "Call.launch" in map(ast.unparse, call.args), 2),
+    ):
+        guards = [
+            node
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.With)
+            and ast.unparse(node.items[0].context_expr).startswith("on_device_of(")
+        ]
+        calls_there = [call for call in calls(path) if guarded(call)]
+        assert len(calls_there) == expected
+        for call in calls_there:
+            assert any(g.lineno < call.lineno <= (g.end_lineno or 0) for g in guards), call.lineno
+    # the Hopper kernel's driver takes the device itself
+    others = {p.parent.name for p in LIBRARY if p != OPS and ".launch(" in p.read_text()}
+    assert others <= {"hopper"}
 
 
 def is_launch(call: ast.Call) -> bool:

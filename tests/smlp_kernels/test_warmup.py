@@ -39,9 +39,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for name, notes in seen.items():
         run = getattr(Call, name)
 
-        def noted(self: Call, x: Tensor, run: Any = run, notes: list[str] = notes) -> Any:
+        def noted(self: Call, *x: Tensor, run: Any = run, notes: list[str] = notes) -> Any:
             notes.append(described(self))
-            return run(self, x)
+            return run(self, *x)
 
         monkeypatch.setattr(Call, name, noted)
     return seen
