@@ -65,7 +65,10 @@ class Call(NamedTuple):
             return
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
-        key = (device, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors])
+        described: list[Any] = [device]  # a comprehension would be a call of a function
+        for tensor in tensors:
+            described += (None,) if tensor is None else (tensor.dtype, tensor.data_ptr() % 16)
+        key = tuple(described)
         kernel = plan.compiled.get(key)
         if kernel is None:
             plan.compiled[key] = self.launch_by_triton()

@@ -69,9 +69,12 @@ def mix_backward(
         *(x.dtype, input_precision(x.dtype), arch),
     )
     start, end = plan.branches
-    fuse = fuse.reshape(fuse.shape[0], -1)
-    if end - start != fuse.shape[1]:
-        fuse = fuse[:, start:end]
+    channels = x.shape[1]
+    if fuse.is_contiguous():
+        offset = fuse.storage_offset() + start
+        fuse = fuse.as_strided((channels, end - start), (3 * channels, 1), offset)
+    else:
+        fuse = fuse.reshape(channels, -1)[:, start:end]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
@@ -96,7 +99,7 @@ def mix_backward(
         run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
         run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
         if needed.fuse:
-            add_product(total, dy_rows.t(), g, first)
+            add_product(total, dy_images.as_strided((channels, chunk.pixels), (1, channels)), g, first)
         if not plan.rows.dx:
             copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
