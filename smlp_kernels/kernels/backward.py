@@ -70,11 +70,11 @@ def mix_backward(
     )
     start, end = plan.branches
     channels = x.shape[1]
-    if fuse.is_contiguous():
+    if not fuse.is_contiguous():
+        fuse = fuse.reshape(channels, -1)[:, start:end]
+    elif end:
         offset = fuse.storage_offset() + start
         fuse = fuse.as_strided((channels, end - start), (3 * channels, 1), offset)
-    else:
-        fuse = fuse.reshape(channels, -1)[:, start:end]
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
@@ -99,7 +99,9 @@ def mix_backward(
         run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
         run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
         if needed.fuse:
-            add_product(total, dy_images.as_strided((channels, chunk.pixels), (1, channels)), g, first)
+            add_product(
+                total, dy_images.as_strided((channels, chunk.pixels), (1, channels)), g, first
+            )
         if not plan.rows.dx:
             copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
