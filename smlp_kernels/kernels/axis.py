@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from smlp_kernels.kernels import rows
 from smlp_kernels.kernels.tiles import AxisRow, axis_row
 from smlp_kernels.launch import Plan, Strides, cdiv
 
@@ -225,6 +226,38 @@ def make_axis(
         tiles = cdiv(images * lines, tile_lines) * cdiv(channels, block_c)
         programs = cdiv(tiles, cdiv(tiles, tile.programs))
     return Axis(size, along_h, *needs, tile, programs, precision)
+
+
+def split_batch(
+    shape: torch.Size,
+    needs: tuple[tuple[bool, bool, bool], tuple[bool, bool, bool]],
+    copies: tuple[int, int],
+    dtype: torch.dtype,
+    precision: str,
+    arch: int,
+) -> tuple[int, Axis, Axis]:
+    """Images of a chunk, and the axes of one: as few chunks as possible, of equal sizes.
+
+    Args:
+        shape: B, C, H, W.
+        needs: of each axis, as in :func:`make_axis`.
+        copies: [pixels, C] that take scratch memory, too: always, and where an axis has no tile.
+        dtype: of x.
+        precision: of products of float32, "ieee" or "tf32".
+        arch: ten times the compute capability.
+    """
+    batch, channels, height, width = shape
+
+    def axes_of(images: int) -> tuple[Axis, Axis]:
+        common = (images, dtype, precision, arch)
+        h = make_axis((channels, height, width), True, needs[0], *common)
+        return h, make_axis((channels, height, width), False, needs[1], *common)
+
+    by_products = any(axis.tile is None for axis in axes_of(1))
+    columns = matrix_columns(channels) + (copies[0] + copies[1] * by_products) * channels
+    chunks = cdiv(batch, max(1, rows.CHUNK_BYTES // (height * width * columns * dtype.itemsize)))
+    images = max(1, cdiv(batch, max(1, chunks)))
+    return images, *axes_of(images)
 
 
 def matrix_columns(channels: int) -> int:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import Axis, axis_plan, make_axis, matrix_columns
+from smlp_kernels.kernels.axis import Axis, axis_plan, matrix_columns, split_batch
 from smlp_kernels.kernels.products import add_product, run_axis
-from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, copy_images, is_rows
+from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import (
     PLANS,
@@ -86,11 +86,11 @@ def mix_backward(
     dx_images = None
     for chunk in plan.chunks:
         first = not chunk.first
-        dy_images = chunk.read(dy, plan.rows.dy, launch)
+        dy_images = chunk.read(dy, plan.dy_is_rows, launch)
         dy_rows = chunk.rows(dy_images)
-        x_images = chunk.read(x, plan.rows.x, launch) if plan.reads_x else None
+        x_images = chunk.read(x, plan.x_is_rows, launch) if plan.reads_x else None
         if needed.x:
-            dx_images = chunk.images(dx) if plan.rows.dx else torch.empty_like(dy_images)
+            dx_images = chunk.images(dx) if plan.dx_is_rows else torch.empty_like(dy_images)
         g = matrix if chunk.pixels == len(matrix) else matrix[: chunk.pixels]
         if end:
             product = g.as_strided((chunk.pixels, end - start), (columns, 1), start)
@@ -99,10 +99,9 @@ def mix_backward(
         run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
         run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
         if needed.fuse:
-            add_product(
-                total, dy_images.as_strided((channels, chunk.pixels), (1, channels)), g, first
-            )
-        if not plan.rows.dx:
+            dy_columns = dy_images.as_strided((channels, chunk.pixels), (1, channels))
+            add_product(total, dy_columns, g, first)
+        if not plan.dx_is_rows:
             copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
         launch(Call(plan.sums, (partial_h, partial_w, total, *grads[1:])))
@@ -119,18 +118,12 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
     return tuple(grads)
 
 
-class Rows(NamedTuple):
-    """Which tensors are dense matrices [pixels, C]; others are copied, a chunk at a time."""
-
-    dy: bool
-    x: bool
-    dx: bool
-
-
 class BackwardPlan(NamedTuple):
     """All of a backward but the tensors."""
 
-    rows: Rows
+    dy_is_rows: bool  # else it is copied, a chunk at a time
+    x_is_rows: bool
+    dx_is_rows: bool
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
@@ -154,25 +147,17 @@ def backward_plan(
     precision: str,
     arch: int,
 ) -> BackwardPlan:
-    """A batch has as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
-    batch, channels, height, width = shape
+    """The plan for inputs of a shape, with these strides of dy, x, dx and the projections."""
+    _, channels, height, width = shape
     columns = matrix_columns(channels)
     reads_x = any(needed[1:])
+    dy_is_rows, x_is_rows = is_rows(shape, dy_strides), is_rows(shape, x_strides)
     dx_is_rows = not needed.x or is_rows(shape, dx_strides)
-    rows = Rows(is_rows(shape, dy_strides), is_rows(shape, x_strides), dx_is_rows)
-    copies = (not rows.dy) + (reads_x and not rows.x) + (not rows.dx)
-    size = (channels, height, width)
-
-    def axes_of(images: int) -> tuple[Axis, Axis]:
-        common = (images, dtype, precision, arch)
-        h = make_axis(size, True, (needed.x, needed.proj_h, needed.fuse), *common)
-        return h, make_axis(size, False, (needed.x, needed.proj_w, needed.fuse), *common)
-
-    if any(axis.tile is None for axis in axes_of(1)):
-        copies += 4  # of run_by_products
-    image_bytes = height * width * (columns + copies * channels) * dtype.itemsize
-    images = chunk_images(batch, image_bytes)
-    h, w = axes_of(images)
+    copies = (not dy_is_rows) + (reads_x and not x_is_rows) + (not dx_is_rows)
+    needs = tuple(
+        (needed.x, need_proj, needed.fuse) for need_proj in (needed.proj_h, needed.proj_w)
+    )
+    images, h, w = split_batch(shape, needs, (copies, 4), dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
         return axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
@@ -180,7 +165,9 @@ def backward_plan(
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
     return BackwardPlan(
-        rows=rows,
+        dy_is_rows=dy_is_rows,
+        x_is_rows=x_is_rows,
+        dx_is_rows=dx_is_rows,
         chunks=chunks_of(shape, images, plans),
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, make_axis, matrix_columns
+from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, matrix_columns, split_batch
 from smlp_kernels.kernels.products import run_axis
-from smlp_kernels.kernels.rows import Chunk, chunk_images, chunks_of, copy_images, is_rows
+from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.launch import (
     PLANS,
     Call,
@@ -100,22 +100,13 @@ def mix_plan(
     precision: str,
     arch: int,
 ) -> MixPlan:
-    """A batch has as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
-    batch, channels, height, width = shape
-    columns = matrix_columns(channels)
+    """The plan for inputs of a shape, with these strides of x, y and the projections."""
+    _, channels, height, width = shape
     x_is_rows, y_is_rows = is_rows(shape, x_strides), is_rows(shape, y_strides)
 
-    def axes_of(images: int) -> tuple[Axis, Axis]:
-        size, needs = (channels, height, width), (False, False, True)
-        common = (needs, images, dtype, precision, arch)
-        return make_axis(size, True, *common), make_axis(size, False, *common)
-
+    needs = (False, False, True)
     copies = (not x_is_rows) + (not y_is_rows)
-    if any(axis.tile is None for axis in axes_of(1)):
-        copies += 2  # of run_by_products
-    image_bytes = height * width * (columns + copies * channels) * dtype.itemsize
-    images = chunk_images(batch, image_bytes)
-    h, w = axes_of(images)
+    images, h, w = split_batch(shape, (needs, needs), (copies, 2), dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, ...]:
         both = both_axes_plan(h, w, pixels, (*strides_h, *strides_w))
@@ -123,5 +114,5 @@ def mix_plan(
             return both, None, None
         return None, axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
 
-    chunks = chunks_of(shape, images, plans)
-    return MixPlan(x_is_rows, y_is_rows, chunks, (images * height * width, columns), h, w)
+    matrix = images * height * width, matrix_columns(channels)
+    return MixPlan(x_is_rows, y_is_rows, chunks_of(shape, images, plans), matrix, h, w)

@@ -1,11 +1,9 @@
 """The last launch of the backward: partial results become gradients, each in its weight's type."""
 
-import functools
-
 import triton
 import triton.language as tl
 
-from smlp_kernels.launch import PLANS, Plan
+from smlp_kernels.launch import Plan
 
 
 @triton.jit
@@ -72,7 +70,6 @@ def weight_sums_kernel(
 TILE, ROWS, NUM_WARPS = 1024, 32, 4
 
 
-@functools.lru_cache(PLANS)
 def weight_sums_plan(
     size: tuple[int, int, int],  # C, H, W
     columns: int,

@@ -247,7 +247,7 @@ def test_scratch_memory_is_bounded() -> None:
             backward.Needed(True, True, True, True), (height, 1), (width, 1),
             torch.bfloat16, "ieee", 90,
         )  # fmt: skip
-        assert plan.rows == dense
+        assert (plan.dy_is_rows, plan.x_is_rows, plan.dx_is_rows) == dense
         copies = channels * sum(not is_rows for is_rows in dense)
         assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= rows.CHUNK_BYTES == 32_000_000
         assert sum(chunk.pixels for chunk in plan.chunks) == 128 * height * width
