@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from smlp_kernels.kernels import rows
+from smlp_kernels.kernels.rows import chunk_images
 from smlp_kernels.kernels.tiles import AxisRow, axis_row
 from smlp_kernels.launch import Plan, Strides, cdiv
 
@@ -236,7 +236,7 @@ def split_batch(
     precision: str,
     arch: int,
 ) -> tuple[int, Axis, Axis]:
-    """Images of a chunk, and the axes of one: as few chunks as possible, of equal sizes.
+    """Images of a chunk, and the axes of one.
 
     Args:
         shape: B, C, H, W.
@@ -255,8 +255,7 @@ def split_batch(
 
     by_products = any(axis.tile is None for axis in axes_of(1))
     columns = matrix_columns(channels) + (copies[0] + copies[1] * by_products) * channels
-    chunks = cdiv(batch, max(1, rows.CHUNK_BYTES // (height * width * columns * dtype.itemsize)))
-    images = max(1, cdiv(batch, max(1, chunks)))
+    images = chunk_images(batch, height * width * columns * dtype.itemsize)
     return images, *axes_of(images)
 
 

@@ -123,6 +123,11 @@ class Chunk(NamedTuple):
         return copy
 
 
+def chunk_images(batch: int, image_bytes: int) -> int:
+    """Images of a chunk, 1 at least: as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
+    return max(1, cdiv(batch, max(1, cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))))
+
+
 def chunks_of(
     shape: torch.Size, images: int, plans: Callable[[int, bool], tuple[Plan | None, ...]]
 ) -> tuple[Chunk, ...]:
