@@ -65,7 +65,10 @@ def formula(
 
 
 def reduction(name: str, batch: int, height: int, width: int, channels: int) -> int:
-    """Terms of the float32 sum that a result is, where it is a sum over pixels; else 1.
+    """Terms of the float32 sum that a result is, where PyTorch's own error need not show it.
+
+    Of sums over pixels all terms, since PyTorch takes them in another order. Of the gradient of x
+    three: PyTorch adds up those of the branches, where a kernel may take one sum over all channels.
 
     Args:
         name: ``output``, or that of the argument whose gradient the result is; names of a block's
@@ -77,7 +80,7 @@ def reduction(name: str, batch: int, height: int, width: int, channels: int) -> 
     """
     pixels = batch * height * width
     if name in ("output", "x"):
-        return 1
+        return 1 if name == "output" else 3
     if name in ("weight_h", "bias_h") or name.startswith("proj_h."):
         return pixels // height * channels
     if name in ("weight_w", "bias_w") or name.startswith("proj_w."):
