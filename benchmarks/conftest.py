@@ -67,7 +67,7 @@ def pytest_report_header() -> list[str]:
 def ceilings(pytestconfig: pytest.Config) -> Ceilings | None:
     """Copy bandwidth and matrix rates of this GPU, measured at the start of the run."""
     if torch.cuda.is_available():
-        pytestconfig.stash[_CEILINGS] = measure_ceilings(tuple(chosen(pytestconfig, "dtypes")))
+        pytestconfig.stash[_CEILINGS] = measure_ceilings(chosen(pytestconfig, "dtypes"))
     return pytestconfig.stash[_CEILINGS]
 
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,19 +129,13 @@ def chunk_tables(recorder: Recorder) -> list[str]:
 
 def other_lines(recorder: Recorder) -> list[str]:
     """List what was measured that is not in rows; then what is not measured, and why."""
-    entries = recorder.entries.items()
-    found = [
-        f"{name}: {json.dumps(entry['result'])}"
-        for name, entry in entries
-        if recorder.measured(name)
-        and "rows" not in entry["result"]
-        and not name.startswith("chunks ")
-    ]
-    missing = [
-        " ".join([f"{name}: {entry['status']}: {entry['reason']}", *details(entry)])
-        for name, entry in entries
-        if not recorder.measured(name)
-    ]
+    found, missing = [], []
+    for name, entry in recorder.entries.items():
+        if not recorder.measured(name):
+            head = f"{name}: {entry['status']}: {entry['reason']}"
+            missing.append(" ".join([head, *details(entry)]))
+        elif "rows" not in entry["result"] and not name.startswith("chunks "):
+            found.append(f"{name}: {json.dumps(entry['result'])}")
     return found + missing
 
 
@@ -156,7 +151,7 @@ def calls_needed(wanted: Sequence[Measurement], minutes: float) -> int:
 
 def plan(wanted: Sequence[Measurement], recorder: Recorder, minutes: float) -> str:
     """A line on what is left to be measured."""
-    left = recorder.left(wanted)
+    left = [measurement for measurement in wanted if not recorder.measured(measurement.name)]
     return (
         f"{len(left)} of {len(wanted)} measurements are left: at most "
         f"{sum(one.seconds for one in left) / 60:.0f} minutes, "
@@ -202,13 +197,10 @@ def conclude(recorder: Recorder, folder: Path, command: str) -> None:
 
 def minutes(text: str) -> float:
     """The value of ``--minutes``."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
 
 
 def report_folder(text: str) -> Path:

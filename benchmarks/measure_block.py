@@ -39,9 +39,8 @@ def timed(
 
     def run(context: Context) -> dict[str, Any]:
         ceilings = context.measured_ceilings()
-        measured_rows: list[dict[str, Any]] = []
-        failures: dict[str, str] = {}
-        context.so_far.update(rows=measured_rows, failures=failures)
+        measured_rows = context.so_far.setdefault("rows", [])
+        failures = context.so_far.setdefault("failures", {})
         with open_workbench(shape, dtype, layout) as bench:
             for pass_ in passes:
                 usable, reasons = bench.usable(wanted, pass_)
@@ -166,8 +165,7 @@ def host(context: Context) -> dict[str, Any]:
     with open_workbench(HOST_SHAPE, "bf16", "channels_last") as bench:
         x = bench.inputs("channels_last")[0][0]
         with torch.no_grad():
-            empty = timing.host_us(lambda: EmptyFunction.apply(x))
-        context.so_far["empty_function"] = empty
+            context.so_far["empty_function"] = timing.host_us(lambda: EmptyFunction.apply(x))
         for provider in providers.select(["eager_nhwc", "handwritten", "fused"]):
             context.so_far[provider.name] = {
                 pass_: timing.host_us(bench.steps(provider, pass_)[0])

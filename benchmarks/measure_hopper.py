@@ -10,12 +10,8 @@ Each runs in a process of its own, which a kernel that hangs or spoils the GPU e
 import argparse
 import json
 import logging
-import math
-import shutil
 import statistics
 import struct
-import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +20,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.measure_process import read_checker, run_child
+from benchmarks.measure_process import run_checker, run_module
 from benchmarks.recorder import Context, Measurement, SkippedError
 from benchmarks.shapes import BY_NAME, STAGES, Shape
 from benchmarks.workbench import open_workbench
 from smlp.testing import EPS, compare_block, random_arguments
 from smlp_kernels import fused_smlp, ops
-from smlp_kernels.hopper.plan import STRIPS_CHANNELS, STRIPS_SIZE, Plan
+from smlp_kernels.hopper.plan import RESIDENT_SIZE, STRIPS_CHANNELS, STRIPS_SIZE, Plan
 from smlp_kernels.weights import Weights
 
 PROBES = Path(__file__).with_name("hopper_probes.ptx.xz")
@@ -40,53 +36,30 @@ ROUNDS = 1000
 COPY_BYTES = {"of its own": 48 << 12, "the same for all": 768 << 10}  # a multiple of 6144
 ONCE = (Shape("14x14", 2, 136, 14, 14), Shape("7x7", 2, 72, 7, 7), Shape("28x28", 2, 40, 28, 28))
 
-Mix = Callable[[Tensor, Weights], Tensor]
-
 
 def measurements() -> list[Measurement]:
     """Values and times of the stages that it takes, then its races, then the probes."""
-    taken = [s for s in STAGES if s.height <= STRIPS_SIZE and s.channels <= channels_taken(s)]
+    taken = [
+        s.name
+        for s in STAGES
+        if s.height <= (STRIPS_SIZE if s.channels <= STRIPS_CHANNELS else RESIDENT_SIZE)
+    ]
+    racecheck = partial(in_child, ("once",), checker="racecheck")
     return [
-        *(Measurement(f"Hopper kernel {s.name}", partial(block_in_child, s)) for s in taken),
+        *(Measurement(f"Hopper kernel {n}", partial(in_child, ("block", n))) for n in taken),
         Measurement("Hopper kernel racecheck", racecheck, seconds=120.0),
-        Measurement("Hopper kernel probes", partial(in_child, arguments=("probes",))),
+        Measurement("Hopper kernel probes", partial(in_child, ("probes",))),
     ]
 
 
-def channels_taken(shape: Shape) -> float:
-    """The most channels at this size."""
-    return STRIPS_CHANNELS if shape.height > 16 else math.inf
-
-
-def child_command(*arguments: str) -> list[str]:
-    """Of this module, where the GPU is one that the kernel is for."""
+def in_child(job: tuple[str, ...], context: Context, checker: str = "") -> dict[str, Any]:
+    """What a job of this module finds, or the tool of compute-sanitizer that watches it."""
     if torch.cuda.get_device_capability() != (9, 0):
         raise SkippedError("the Hopper kernel needs compute capability 9.0")
-    return [sys.executable, "-m", "benchmarks.measure_hopper", *arguments]
-
-
-def in_child(context: Context, arguments: tuple[str, ...]) -> dict[str, Any]:
-    """What a child prints last, with the Hopper kernel switched on."""
-    command = child_command(*arguments)
-    child = run_child(command, context.child_seconds(), {"SMLP_KERNELS_HOPPER": "1"})
-    if child.returncode != 0:
-        raise RuntimeError(f"ended with {child.returncode}: {child.stderr.strip()[-500:]}")
-    return json.loads(child.stdout.splitlines()[-1])
-
-
-def block_in_child(shape: Shape, context: Context) -> dict[str, Any]:
-    """Values and times of one stage."""
-    return in_child(context, ("block", shape.name))
-
-
-def racecheck(context: Context) -> dict[str, Any]:
-    """compute-sanitizer's racecheck over small batches."""
-    command, checker = child_command("once"), shutil.which("compute-sanitizer")
-    if checker is None:
-        raise SkippedError("compute-sanitizer is not on the PATH")
-    command = [checker, "--tool", "racecheck", *command]
-    child = run_child(command, context.child_seconds(), {"SMLP_KERNELS_HOPPER": "1"})
-    return read_checker(child.stdout, child.returncode)
+    switched_on = {"SMLP_KERNELS_HOPPER": "1"}
+    if checker:
+        return run_checker(context, checker, "measure_hopper", *job, env=switched_on)
+    return json.loads(run_module(context, "measure_hopper", *job, extra_env=switched_on))
 
 
 def hopper_mix(x: Tensor, weights: Weights) -> Tensor:
@@ -97,11 +70,6 @@ def hopper_mix(x: Tensor, weights: Weights) -> Tensor:
     if y is None:
         raise RuntimeError("the Hopper kernel did not run")
     return y
-
-
-def triton_mix(x: Tensor, weights: Weights) -> Tensor:
-    """The block as it is computed by default."""
-    return ops.run_mix(x, *weights)
 
 
 def operands(shape: Shape) -> tuple[Tensor, Tensor, list[Tensor | None]]:
@@ -124,11 +92,12 @@ def block(shape: Shape) -> dict[str, Any]:
     }
     ops.run_hopper = None  # for what is timed by name
     plain = Weights(*weights)
+    mixes = {"Hopper": hopper_mix, "Triton": lambda x, weights: ops.run_mix(x, *weights)}
     with open_workbench(shape, "bf16", "channels_last") as bench, torch.no_grad():
         inputs = [x.detach() for x, _ in bench.inputs("channels_last")]
         stopwatches = {}
         for pass_, given in (("forward", plain), ("input gradient", plain.transposed())):
-            for name, mix in (("Hopper", hopper_mix), ("Triton", triton_mix)):
+            for name, mix in mixes.items():
                 calls = [partial(mix, x, given) for x in inputs]
                 estimate = timing.event_us(calls[0])
                 stopwatches[f"{pass_} {name}"] = timing.graph_stopwatch(calls, estimate)
@@ -136,9 +105,9 @@ def block(shape: Shape) -> dict[str, Any]:
     return found
 
 
-def once(shapes: tuple[Shape, ...] = ONCE) -> None:
+def once() -> None:
     """Both directions of each kind of kernel, for a checker to watch."""
-    for shape in shapes:
+    for shape in ONCE:
         x, dy, weights = operands(shape)
         hopper_mix(x, Weights(*weights))
         hopper_mix(dy, Weights(*weights).transposed())
@@ -174,8 +143,8 @@ def probes() -> dict[str, Any]:
     driver = ProbeDriver()
     blocks = torch.cuda.get_device_properties(0).multi_processor_count
     cycles = torch.zeros(blocks, dtype=torch.int64, device=DEVICE)
-    data = torch.zeros(max(COPY_BYTES["of its own"] * blocks, *COPY_BYTES.values()) // 8,
-                       dtype=torch.int64, device=DEVICE)  # fmt: skip
+    own, shared = COPY_BYTES.values()
+    data = torch.zeros(max(own * blocks, shared) // 8, dtype=torch.int64, device=DEVICE)
 
     def run(kernel: str, bytes_: int = 0, apart: int = 0) -> float:
         """Clocks of a round, the median of all blocks."""
@@ -185,7 +154,6 @@ def probes() -> dict[str, Any]:
             driver.launch(Probe(plan, cycles, data, (ROUNDS, bytes_, apart)), 0, stream)
         return statistics.median(cycles.tolist()) / ROUNDS
 
-    own, shared = COPY_BYTES.values()
     return {
         "clocks of a step": {
             "products": run("probe_products"),
@@ -202,22 +170,19 @@ def probes() -> dict[str, Any]:
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+JOBS = {"block": block, "once": once, "probes": probes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["block", "once", "probes"])
+    parser.add_argument("job", choices=JOBS)
     parser.add_argument("shape", nargs="?", choices=sorted(BY_NAME), help="of the block")
     arguments = parser.parse_args()
     if (arguments.job == "block") != (arguments.shape is not None):
         parser.error("shape: expected for a block, and for nothing else")
     logging.basicConfig()  # why a kernel does not run
-    if arguments.job == "block":
-        print(json.dumps(block(BY_NAME[arguments.shape])))
-    elif arguments.job == "once":
-        once()
-    else:
-        print(json.dumps(probes()))
+    given = [BY_NAME[arguments.shape]] if arguments.shape else []
+    print(json.dumps(JOBS[arguments.job](*given)))
 
 
 if __name__ == "__main__":

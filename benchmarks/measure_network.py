@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from benchmarks.recorder import Context
+from smlp.testing import relative_error
 
 BATCH = 128
 IMAGE = (3, 224, 224)
@@ -56,12 +57,12 @@ def network(context: Context, *, compiled: bool = False, device: str = "cuda") -
 def difference(plain: nn.Module, fused: nn.Module, images: Tensor) -> float:
     """Relative Frobenius difference of two models' logits in evaluation mode, bf16 autocast."""
     logits = []
-    for model in (plain, fused):
+    for model in (fused, plain):
         training = model.training
         model.eval()
         logits.append(inference_step(model, images)().double())
         model.train(training)
-    return ((logits[0] - logits[1]).norm() / logits[0].norm()).item()
+    return relative_error(*logits)
 
 
 def training_step(
@@ -96,9 +97,8 @@ def _measure(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
         for _ in range(3):
             step()
     clocks = {name: timing.wall_stopwatch(step) for name, step in steps.items()}
-    milliseconds = {
-        name: us / 1e3 for name, us in timing.interleaved(clocks, rounds=ROUNDS).items()
-    }
+    medians = timing.interleaved(clocks, rounds=ROUNDS)
+    milliseconds = {name: us / 1e3 for name, us in medians.items()}
     return {
         "milliseconds": milliseconds,
         "speedup": milliseconds["plain"] / milliseconds["fused"],

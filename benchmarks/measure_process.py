@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from benchmarks.environment import ROOT
 from benchmarks.recorder import Context, Measurement, OutOfTimeError, SkippedError
 from benchmarks.roofline import io_bytes
 from benchmarks.shapes import STAGES, Shape
+from benchmarks.standalone import PROFILED_CALLS
 
-NCU_CALLS = 8
 FIRST_TESTS = "tests/smlp_kernels/test_mix.py"  # whether the forward is right at all
 TESTS = "tests"
 TEST_WORKERS = 8
@@ -61,6 +62,24 @@ def run_child(
         raise ChildTimeoutError(command, seconds, text) from None
 
 
+def run_module(
+    context: Context, module: str, *arguments: str, extra_env: Mapping[str, str] | None = None
+) -> str:
+    """The last line that ``python -m benchmarks.module`` prints; a RuntimeError if it fails."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    child = run_child(command, context.child_seconds(), extra_env)
+    if child.returncode != 0:
+        raise RuntimeError(f"ended with {child.returncode}: {child.stderr.strip()[-500:]}")
+    return child.stdout.strip().rpartition("\n")[2]
+
+
+def find_tool(name: str) -> str:
+    """The path of one of NVIDIA's programs; a SkippedError where there is none."""
+    if (path := shutil.which(name)) is None:
+        raise SkippedError(f"{name} is not on the PATH")
+    return path
+
+
 def gpu_tests(context: Context) -> dict[str, Any]:
     """The forward's tests, then all that are marked ``gpu``: counts, and what failed.
 
@@ -96,7 +115,8 @@ def _run_tests(context: Context, which: str, workers: int, paths: Sequence[str])
         try:
             child = run_child(command, context.child_seconds())
         except ChildTimeoutError as error:
-            context.so_far["cut off"] = {which: read_progress(error.output)}
+            outcomes = re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", error.output)
+            context.so_far["cut off"] = {which: Counter(outcomes)}
             raise OutOfTimeError(f"tests marked {which} took too long") from error
         if not report.exists():
             raise RuntimeError(f"pytest ended with {child.returncode}: {child.stdout[-500:]}")
@@ -124,29 +144,17 @@ def read_junit(text: str) -> dict[str, Any]:
     }
 
 
-def read_progress(text: str) -> dict[str, int]:
-    """How many tests had which outcome, from the lines of ``pytest -v``."""
-    return dict(Counter(re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", text)))
-
-
 def compile_kernels(context: Context) -> dict[str, Any]:
     """Fill Triton's cache for all stage shapes, several processes at once.
 
     Nothing is measured: compiling dozens of kernels one after the other, between measurements,
     would take longer than all measurements.
     """
-
-    def compile_for(name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.standalone", "compile", name]
-        # on its own clock: the limit of the measurement cannot interrupt a thread
-        child = run_child(command, context.child_seconds())
-        if child.returncode != 0:
-            raise RuntimeError(child.stderr.strip()[-300:])
-
-    failures: dict[str, str] = {}
-    context.so_far["failures"] = failures
+    failures = context.so_far.setdefault("failures", {})
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
-        jobs = {shape.name: pool.submit(compile_for, shape.name) for shape in STAGES}
+        # each on its own clock: the limit of the measurement cannot interrupt a thread
+        compile_for = partial(pool.submit, run_module, context, "standalone", "compile")
+        jobs = {shape.name: compile_for(shape.name) for shape in STAGES}
         for name, job in jobs.items():
             if error := job.exception():
                 failures[name] = str(error)
@@ -155,13 +163,18 @@ def compile_kernels(context: Context) -> dict[str, Any]:
 
 def memory_checker(context: Context) -> dict[str, Any]:
     """compute-sanitizer's memcheck over a small block with ragged edges, forward and backward."""
-    checker = shutil.which("compute-sanitizer")
-    if checker is None:
-        raise SkippedError("compute-sanitizer is not on the PATH")
-    command = [checker, "--tool", "memcheck", sys.executable]
-    command += ["-m", "benchmarks.standalone", "compile", "rehearsal-7"]
     # torch's allocator would hide accesses beyond a tensor inside its own large blocks
-    child = run_child(command, context.child_seconds(), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return run_checker(context, "memcheck", "standalone", "compile", "rehearsal-7", env=no_cache)
+
+
+def run_checker(
+    context: Context, tool: str, module: str, *arguments: str, env: Mapping[str, str]
+) -> dict[str, Any]:
+    """The verdict of a tool of compute-sanitizer on ``python -m benchmarks.module``."""
+    command = [find_tool("compute-sanitizer"), "--tool", tool]
+    command += [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    child = run_child(command, context.child_seconds(), env)
     return read_checker(child.stdout, child.returncode)
 
 
@@ -189,14 +202,18 @@ def dram_bytes(shape: Shape) -> Measurement:
     """DRAM bytes of a fused forward over the bytes it must move, by Nsight Compute's counters."""
 
     def run(context: Context) -> dict[str, Any]:
-        ncu = shutil.which("ncu")
-        if ncu is None:
-            raise SkippedError("ncu (Nsight Compute) is not on the PATH")
-        command = [ncu, "--csv", "--print-units", "base", "--profile-from-start", "off"]
+        command = [
+            find_tool("ncu"),
+            "--csv",
+            "--print-units",
+            "base",
+            "--profile-from-start",
+            "off",
+        ]
         # the clocks and the L2 as they are: two counters fit one pass, nothing is replayed
         command += ["--clock-control", "none", "--cache-control", "none"]
         command += ["--metrics", f"{READ},{WRITE}", sys.executable, "-m", "benchmarks.standalone"]
-        command += ["forward", shape.name, "--calls", str(NCU_CALLS)]
+        command += ["forward", shape.name]
         child = run_child(command, context.child_seconds())
         if child.returncode != 0:
             errors = [line for line in child.stdout.splitlines() if "==ERROR==" in line]
@@ -225,20 +242,17 @@ def read_ncu(text: str) -> dict[str, Any]:
     if not kernels or not all(totals.values()):
         raise RuntimeError(f"no DRAM counters in what ncu printed: {text[-500:]!r}")
     return {
-        "read": totals[READ] / NCU_CALLS,
-        "written": totals[WRITE] / NCU_CALLS,
-        "kernels_per_call": len(kernels) / NCU_CALLS,
+        "read": totals[READ] / PROFILED_CALLS,
+        "written": totals[WRITE] / PROFILED_CALLS,
+        "kernels_per_call": len(kernels) / PROFILED_CALLS,
     }
 
 
 def first_call(context: Context) -> dict[str, Any]:
     """Seconds of a first call in a fresh process: Triton's cache empty, then filled by that one."""
-    command = [sys.executable, "-m", "benchmarks.standalone", "first-call", "small-14"]
-    result = context.so_far
+    job = ("standalone", "first-call", "small-14")
     with tempfile.TemporaryDirectory(prefix="smlp-triton-") as folder:
         for state in ("cold", "warm"):
-            child = run_child(command, context.child_seconds(), {"TRITON_CACHE_DIR": folder})
-            if child.returncode != 0:
-                raise RuntimeError(f"{state}: {child.stderr[-500:]}")
-            result[state] = json.loads(child.stdout.splitlines()[-1])
-    return result
+            printed = run_module(context, *job, extra_env={"TRITON_CACHE_DIR": folder})
+            context.so_far[state] = json.loads(printed)
+    return context.so_far

@@ -8,10 +8,12 @@ plot: it says so and writes nothing.
 """
 
 import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import NothingMeasuredError, Report, by_shape, load, tables
+from smlp.machine import in_words
 
 # Okabe and Ito's palette, told apart with any colour vision; the fused block is the bar.
 STYLES = {
@@ -36,44 +38,39 @@ def draw(report: Report, path: Path) -> None:
         len(series), 2, figsize=(13, 0.6 + 3.4 * len(series)), squeeze=False, layout="constrained"
     )
     for (key, rows), (left, right) in zip(series.items(), axes, strict=True):
-        shapes = by_shape(rows)
-        title = ", ".join(key)
-        _panel(left, shapes, "share_of_floor", lambda row, _: 100 * row["share_of_floor"])
+        shapes, title = by_shape(rows), ", ".join(key)
+        shares = [
+            {n: 100 * row["share_of_floor"] for n, row in of.items()} for of in shapes.values()
+        ]
+        heights = [of.get("fused", 0) for of in shares]
+        bars = left.bar(
+            range(len(shapes)), heights, width=0.62, color=FUSED_COLOUR, label="fused", zorder=2
+        )
+        left.bar_label(bars, [f"{height:.0f}" if height else "" for height in heights], fontsize=8)
+        _panel(left, shapes, shares)
         left.set(title=f"{title}: share of the floor", ylabel="% of floor (higher is better)")
         left.set_ylim(0, 100)
-        _panel(right, shapes, "ratio", lambda row, fused: row["gpu_us"] / fused["gpu_us"])
+        ratios = [
+            {n: row["gpu_us"] / of["fused"]["gpu_us"] for n, row in of.items() if "fused" in of}
+            for of in shapes.values()
+        ]
+        _panel(right, shapes, ratios)
         right.set(title=f"{title}: time over the fused block's", ylabel="x (fused = 1)")
         right.axhline(1, color=FUSED_COLOUR, linewidth=1.2)
         right.set_ylim(bottom=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    environment = report.environment
-    figure.suptitle(
-        f"sMLP block on {report.ceilings.device}, commit {environment.get('commit', 'unknown')}, "
-        f"torch {environment.get('torch', '?')}, triton {environment.get('triton', '?')}",
-        fontsize=11,
-    )
+    facts = in_words(report.environment, ("commit", "torch", "triton"))
+    figure.suptitle(f"sMLP block on {report.ceilings.device}, {facts}", fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _panel(axis: Any, shapes: dict[str, dict[str, dict[str, Any]]], kind: str, value: Any) -> None:
-    positions = range(len(shapes))
-    if kind == "share_of_floor":
-        bars = [value(p["fused"], None) if "fused" in p else 0 for p in shapes.values()]
-        axis.bar(positions, bars, width=0.62, color=FUSED_COLOUR, label="fused", zorder=2)
-        for position, height in zip(positions, bars, strict=True):
-            if height:
-                axis.annotate(
-                    f"{height:.0f}", (position, height), ha="center", va="bottom", fontsize=8
-                )
+def _panel(axis: Any, shapes: Iterable[str], numbers: Sequence[Mapping[str, float]]) -> None:
+    """PyTorch's numbers, by provider, of each shape."""
     for index, (name, (colour, marker)) in enumerate(STYLES.items()):
         offset = 0.1 * (index - (len(STYLES) - 1) / 2)  # markers of equal height stay visible
-        points = [
-            (position + offset, value(p[name], p.get("fused")))
-            for position, p in zip(positions, shapes.values(), strict=True)
-            if name in p and (kind == "share_of_floor" or "fused" in p)
-        ]
+        points = [(at + offset, of[name]) for at, of in enumerate(numbers) if name in of]
         if points:
             axis.plot(
                 *zip(*points, strict=True),
@@ -86,7 +83,7 @@ def _panel(axis: Any, shapes: dict[str, dict[str, dict[str, Any]]], kind: str, v
                 label=name,
                 zorder=3,
             )
-    axis.set_xticks(list(positions), list(shapes), rotation=40, ha="right", fontsize=8)
+    axis.set_xticks(range(len(numbers)), shapes, rotation=40, ha="right", fontsize=8)
     axis.grid(axis="y", color="#e0e0e0", linewidth=0.8, zorder=0)
     axis.spines[["top", "right"]].set_visible(False)
 

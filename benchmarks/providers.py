@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.handwritten import channels_first
+from benchmarks.shapes import expect
 from smlp import SMLPBlock
 from smlp.testing import PRECISIONS, compare, formula, reduction, relative_error
 
@@ -114,11 +115,9 @@ PROVIDERS = {
 
 def select(names: list[str]) -> list[Provider]:
     """Providers by name; ``all`` is every one. A ValueError lists what there is."""
-    if names == ["all"]:
-        return list(PROVIDERS.values())
-    unknown = [name for name in names if name not in PROVIDERS]
-    if unknown:
-        raise ValueError(f"providers: expected names among {', '.join(PROVIDERS)}, got {unknown}")
+    names = list(PROVIDERS) if names == ["all"] else names
+    for name in names:
+        expect("providers", name, PROVIDERS)
     return [PROVIDERS[name] for name in names]
 
 

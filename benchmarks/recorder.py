@@ -7,7 +7,6 @@ folder repeats only what is not ``measured`` yet.
 import json
 import math
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -113,12 +112,9 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / RESULTS
         if self.path.exists():
             self.entries = json.loads(self.path.read_text())["measurements"]
-
-    @property
-    def path(self) -> Path:
-        return self.folder / RESULTS
 
     def measured(self, name: str) -> bool:
         return self.entries.get(name, {}).get("status") == "measured"
@@ -131,10 +127,6 @@ class Recorder:
         """The rows of all measurements, also of those that were cut off."""
         for entry in self.entries.values():
             yield from (entry.get("result") or entry.get("so_far") or {}).get("rows", [])
-
-    def left(self, measurements: Sequence[Measurement]) -> list[Measurement]:
-        """Those that are not measured yet."""
-        return [one for one in measurements if not self.measured(one.name)]
 
     def run(
         self,
@@ -248,14 +240,11 @@ def device_usable() -> bool:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTimeError inside the block after ``seconds``; without effect off the main thread.
+    """Raise OutOfTimeError inside the block after ``seconds``; for the main thread.
 
     The alarm is handled between two Python instructions, so a single long call into a library ends
     first.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(_: int, __: FrameType | None) -> None:
         raise OutOfTimeError(f"stopped after the {seconds:.0f} s that it had")

@@ -78,8 +78,7 @@ def by_shape(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, An
 
     def place(name: str) -> tuple[int, str, int]:
         model = name.partition("-")[0]
-        known = MODELS.index(model) if model in MODELS else len(MODELS)
-        return known, model, -BY_NAME[name].pixels
+        return (*MODELS, model).index(model), model, -BY_NAME[name].pixels
 
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: place(row["shape"])):
@@ -110,15 +109,14 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         any_row, fused = next(iter(measured.values())), measured.get("fused")
         best = best_torch({name: row["gpu_us"] for name, row in measured.items()})
         times = (f"{measured[name]['gpu_us']:.1f}" if name in measured else "-" for name in names)
-        share = ratio = "-"
+        size, floor = f"{shape} {any_row['size']}", f"{any_row['floor_us']:.1f}"
+        cells.append([size, *times, floor, "-", "-"])
         if fused:
             shares.append(fused["share_of_floor"])
-            share = f"{shares[-1]:.0%}"
+            cells[-1][-2] = f"{shares[-1]:.0%}"
         if fused and best:
             ratios.append(best[1] / fused["gpu_us"])
-            ratio = f"{ratios[-1]:.2f}x ({best[0]})"
-        size = f"{shape} {any_row['size']}"
-        cells.append([size, *times, f"{any_row['floor_us']:.1f}", share, ratio])
+            cells[-1][-1] = f"{ratios[-1]:.2f}x ({best[0]})"
     if shares:
         mean = f"{geometric_mean(shares):.0%}, {min(shares):.0%}"
         ratio = f"{geometric_mean(ratios):.2f}x, {min(ratios):.2f}x" if ratios else "-"

@@ -20,13 +20,14 @@ GPU reaches on a large copy and on large matrix products, measured in the same r
 compared with the floor, never a datasheet's.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.shapes import DTYPES, Shape
+from benchmarks import timing
+from benchmarks.shapes import DTYPES, Shape, expect
 
 COPY_BYTES = 2 << 30  # far beyond any L2
 GEMM_SIZE = 8192  # 1.1 TFLOP: over a millisecond, so launch and tail effects vanish
@@ -78,14 +79,15 @@ def weight_elements(shape: Shape) -> int:
 
 def io_bytes(shape: Shape, pass_: str, dtype: str) -> int:
     """Bytes that ``inference``, ``fwd`` or ``bwd`` must move through device memory."""
-    tensors, weights = {"inference": (2, 1), "fwd": (2, 1), "bwd": (3, 2)}[_single(pass_)]
-    return (tensors * shape.elements + weights * weight_elements(shape)) * itemsize(dtype)
+    expect("dtype", dtype, DTYPES)
+    tensors, weights, _ = _costs(pass_)
+    return (tensors * shape.elements + weights * weight_elements(shape)) * DTYPES[dtype].itemsize
 
 
 def flops(shape: Shape, pass_: str) -> int:
     """Floating-point operations (two per multiply-add) of ``inference``, ``fwd`` or ``bwd``."""
     per_element = shape.height + shape.width + 3 * shape.channels
-    return 2 * shape.elements * per_element * {"inference": 1, "fwd": 1, "bwd": 2}[_single(pass_)]
+    return 2 * shape.elements * per_element * _costs(pass_)[2]
 
 
 def floor_us(shape: Shape, pass_: str, dtype: str, ceilings: Ceilings) -> float:
@@ -96,17 +98,11 @@ def floor_us(shape: Shape, pass_: str, dtype: str, ceilings: Ceilings) -> float:
     return 1e6 * max(memory, flops(shape, pass_) / ceilings.matrix_rate(dtype))
 
 
-def itemsize(dtype: str) -> int:
-    """Bytes per element of a dtype name of :data:`benchmarks.shapes.DTYPES`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES[dtype].itemsize
-
-
-def _single(pass_: str) -> str:
-    if pass_ not in PASSES or pass_ == "fwd+bwd":
-        raise ValueError(f"pass_: expected inference, fwd or bwd, got {pass_!r}")
-    return pass_
+def _costs(pass_: str) -> tuple[int, int, int]:
+    """How often x's and the weights' bytes move, and how many forwards' multiply-adds it takes."""
+    costs = {"inference": (2, 1, 1), "fwd": (2, 1, 1), "bwd": (3, 2, 2)}
+    expect("pass_", pass_, costs)
+    return costs[pass_]
 
 
 @contextmanager
@@ -115,8 +111,7 @@ def matmul_precision(dtype: str) -> Iterator[None]:
 
     Sets torch's float32 matmul precision and cuDNN's switch for convolutions; puts both back.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    expect("dtype", dtype, DTYPES)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
@@ -127,35 +122,32 @@ def matmul_precision(dtype: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def measure_ceilings(dtypes: tuple[str, ...] = tuple(DTYPES), device: str = "cuda") -> Ceilings:
-    """Median copy bandwidth and matrix rate of ``device`` on random data.
+def measure_ceilings(dtypes: Sequence[str] = tuple(DTYPES)) -> Ceilings:
+    """Median copy bandwidth and matrix rate of the current GPU on random data.
 
     Raises:
         RuntimeError: without a GPU, since a floor of another machine would mean nothing.
     """
     if not torch.cuda.is_available():
         raise RuntimeError("ceilings: an NVIDIA GPU is needed, torch.cuda.is_available() is False")
-    with torch.cuda.device(device):
-        rates = {dtype: _gemm_flops_per_s(dtype, device) for dtype in dtypes}
-        return Ceilings(_copy_bytes_per_s(device), rates, torch.cuda.get_device_name(device))
+    rates = {dtype: _gemm_flops_per_s(dtype) for dtype in dtypes}
+    return Ceilings(_copy_bytes_per_s(), rates, torch.cuda.get_device_name())
 
 
-def _copy_bytes_per_s(device: str) -> float:
-    source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device=device)
+def _copy_bytes_per_s() -> float:
+    source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / _median_seconds(lambda: target.copy_(source))
+    return 2 * COPY_BYTES / _seconds(lambda: target.copy_(source))
 
 
-def _gemm_flops_per_s(dtype: str, device: str) -> float:
+def _gemm_flops_per_s(dtype: str) -> float:
     # IEEE float32 runs on the ordinary cores, some 15 times slower: a smaller product will do
     size = GEMM_SIZE // 2 if dtype == "fp32" else GEMM_SIZE
-    a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    a, b = (torch.randn(size, size, device="cuda", dtype=DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
     with matmul_precision(dtype):
-        return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b, out=out))
+        return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out))
 
 
-def _median_seconds(call: Callable[[], object]) -> float:
-    from triton.testing import do_bench  # needs a driver when used, so never at import
-
-    return do_bench(call, warmup=50, rep=200, return_mode="median") / 1e3
+def _seconds(call: timing.Step) -> float:
+    return timing.event_us(call, warmup=50, rep=200) / 1e6

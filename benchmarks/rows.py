@@ -30,11 +30,11 @@ def make_row(
         "provider": provider.name,
         "pass": pass_,
         "shape": shape.name,
-        "size": [shape.batch, shape.channels, shape.height, shape.width],
+        "size": list(shape.size),
         "dtype": bench.dtype,
         "layout": bench.layout,
-        "errors": _of(provider, bench.errors),
-        "compile_seconds": _of(provider, bench.compile_seconds),
+        "errors": {**bench.errors[provider.name]},  # a later pass adds to the bench's own
+        "compile_seconds": {**bench.compile_seconds[provider.name]},
     }
     mine = measured.get(provider.name)
     if mine is None or ceilings is None:
@@ -74,9 +74,3 @@ def _ratios(all_us: Mapping[str, float], name: str) -> dict[str, Any]:
         "over_best_torch": best[1] / all_us[name] if best else None,
         "speedup_over": {other: us / all_us[name] for other, us in all_us.items() if other != name},
     }
-
-
-def _of(provider: Provider, by_stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of one provider, by stage (``inference``, ``training``)."""
-    own = f"{provider.name} "
-    return {key.removeprefix(own): value for key, value in by_stage.items() if key.startswith(own)}

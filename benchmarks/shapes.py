@@ -29,6 +29,11 @@ class Shape:
                 raise ValueError(f"{field}: expected at least 1, got {getattr(self, field)}")
 
     @property
+    def size(self) -> tuple[int, int, int, int]:
+        """B, C, H, W."""
+        return self.batch, self.channels, self.height, self.width
+
+    @property
     def pixels(self) -> int:
         """B * H * W, the rows of the channel product."""
         return self.batch * self.height * self.width
@@ -39,7 +44,7 @@ class Shape:
         return self.pixels * self.channels
 
     def __str__(self) -> str:
-        return f"{self.name} [{self.batch}, {self.channels}, {self.height}, {self.width}]"
+        return f"{self.name} {list(self.size)}"
 
 
 # name of the arithmetic -> torch dtype of tensors and parameters. "tf32" and "fp32" store the same
@@ -107,6 +112,12 @@ GROUPS: dict[str, tuple[Shape, ...]] = {
 BY_NAME: dict[str, Shape] = {shape.name: shape for group in GROUPS.values() for shape in group}
 
 
+def expect(argument: str, value: str, known: Iterable[str]) -> None:
+    """Raise a ValueError that names the argument unless its value is known."""
+    if value not in known:
+        raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {value!r}")
+
+
 def select(names: Iterable[str]) -> tuple[Shape, ...]:
     """Shapes by name or by group name, in the order given, each once.
 
@@ -115,10 +126,7 @@ def select(names: Iterable[str]) -> tuple[Shape, ...]:
     """
     chosen: dict[str, Shape] = {}
     for name in names:
-        if name not in GROUPS and name not in BY_NAME:
-            raise ValueError(
-                f"shapes: expected names among {', '.join([*GROUPS, *BY_NAME])}, got {name!r}"
-            )
+        expect("shapes", name, [*GROUPS, *BY_NAME])
         for shape in GROUPS.get(name) or (BY_NAME[name],):
             chosen[shape.name] = shape
     return tuple(chosen.values())

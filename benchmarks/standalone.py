@@ -1,7 +1,7 @@
 """Jobs for a process that has just started: compiling, forwards to profile, a first call::
 
 python -m benchmarks.standalone compile small-56
-python -m benchmarks.standalone forward small-56 --calls 8
+python -m benchmarks.standalone forward small-56
 python -m benchmarks.standalone first-call small-14
 """
 
@@ -9,7 +9,9 @@ import argparse
 import json
 import time
 
-from benchmarks.shapes import BY_NAME, DTYPES, LAYOUTS, Shape
+import torch
+
+from benchmarks.shapes import BY_NAME, DTYPES, LAYOUTS, Shape  # nothing that loads Triton
 
 # What the stages are measured in.
 VARIANTS = (
@@ -19,16 +21,16 @@ VARIANTS = (
     ("bf16", "nchw"),
 )
 
+PROFILED_CALLS = 8
 
-def forward(shape: Shape, calls: int) -> None:
-    """Warm up, then run ``calls`` fused forwards between cudaProfilerStart and Stop.
+
+def forward(shape: Shape) -> None:
+    """Warm up, then run PROFILED_CALLS fused forwards between cudaProfilerStart and Stop.
 
     The inputs rotate over more bytes than the L2 holds, so that in the steady state every call
     reads its input from DRAM, and what a call leaves dirty in the L2 is made up for by what it
     evicts of the calls before.
     """
-    import torch
-
     from benchmarks.providers import PROVIDERS
     from benchmarks.workbench import open_workbench
 
@@ -39,7 +41,7 @@ def forward(shape: Shape, calls: int) -> None:
             kept[index % len(kept)] = steps[index % len(steps)]()
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-        for index in range(calls):
+        for index in range(PROFILED_CALLS):
             kept[index % len(kept)] = steps[index % len(steps)]()
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
@@ -50,18 +52,15 @@ def compile_kernels(shape: Shape) -> None:
 
     For what they leave in Triton's cache.
     """
-    import torch
-
     from benchmarks.roofline import matmul_precision
     from smlp_kernels import FusedSMLPBlock
 
-    size = (shape.batch, shape.channels, shape.height, shape.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype, layout in VARIANTS:
         block = FusedSMLPBlock(
             shape.height, shape.width, shape.channels, device=device, dtype=DTYPES[dtype]
         )
-        x = torch.randn(size, device=device, dtype=DTYPES[dtype])
+        x = torch.randn(shape.size, device=device, dtype=DTYPES[dtype])
         x = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
         with matmul_precision(dtype):
             y = block(x)
@@ -73,46 +72,38 @@ def first_call(shape: Shape) -> dict[str, float]:
 
     CUDA is initialised before the clock starts: that cost is torch's, not the kernels'.
     """
-    import torch
-
-    size = (shape.batch, shape.channels, shape.height, shape.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.randn(size, device=device).bfloat16().contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
+    x = torch.randn(shape.size, device=device, dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     torch.autograd.grad((x @ x.transpose(2, 3)).sum(), x)  # handles and the autograd thread
     seconds = {}
     start = time.perf_counter()
     from smlp_kernels import FusedSMLPBlock
 
     seconds["import"] = time.perf_counter() - start
+    from benchmarks.timing import synchronised_seconds
+
     block = FusedSMLPBlock(shape.height, shape.width, shape.channels, device=device)
     block.bfloat16()
     for name in ("first", "second"):
-        for pass_ in ("forward", "backward"):
-            start = time.perf_counter()
-            if pass_ == "forward":
-                y = block(x)
-            else:
-                torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[f"{name} {pass_}"] = time.perf_counter() - start
+        start = synchronised_seconds()
+        y = block(x)
+        between = synchronised_seconds()
+        torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
+        seconds[f"{name} forward"] = between - start
+        seconds[f"{name} backward"] = synchronised_seconds() - between
     return seconds
+
+
+JOBS = {"compile": compile_kernels, "forward": forward, "first-call": first_call}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=["compile", "forward", "first-call"])
+    parser.add_argument("job", choices=JOBS)
     parser.add_argument("shape", choices=sorted(BY_NAME))
-    parser.add_argument("--calls", type=int, default=8, help="forwards under the profiler")
     arguments = parser.parse_args()
-    shape = BY_NAME[arguments.shape]
-    if arguments.job == "forward":
-        forward(shape, arguments.calls)
-    elif arguments.job == "compile":
-        compile_kernels(shape)
-    else:
-        print(json.dumps(first_call(shape)))
+    print(json.dumps(JOBS[arguments.job](BY_NAME[arguments.shape])))
 
 
 if __name__ == "__main__":

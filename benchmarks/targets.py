@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks.shapes import DEMO, GROWTH, STAGES
+from benchmarks.shapes import BY_NAME, DEMO, GROWTH, STAGES
 from smlp.tables import markdown_table
 
 Result = Callable[[str], dict[str, Any] | None]  # of a measurement by name; None: not measured
 
-DRAM_SHAPES = tuple(
-    shape for shape in STAGES if shape.name in ("small-56", "small-28")
-)  # x and y of the larger stages do not fit the L2
+# x and y of the larger stages do not fit the L2
+DRAM_SHAPES = BY_NAME["small-28"], BY_NAME["small-56"]
 
 
 @dataclass(frozen=True)
@@ -107,18 +106,15 @@ def _of_shapes(
     remarks = []
     if 0 < len(values) < len(STAGES):
         remarks.append(f"{len(values)} of {len(STAGES)} shapes")
-    if key == "over_best_torch" and values:
-        bare = [n for n, row in found.items() if "compiled" not in row.get("speedup_over", {})]
-        if bare:
-            remarks.append(f"without torch.compile on {len(bare)} of {len(values)}")
-    remark = "; ".join(remarks)
+    bare = [n for n, row in found.items() if "compiled" not in row.get("speedup_over", {})]
+    if key == "over_best_torch" and bare:
+        remarks.append(f"without torch.compile on {len(bare)} of {len(values)}")
     mean = geometric_mean(values.values()) if values else None
-    made = [Target(f"{name}: geometric mean", bounds[0], mean, remark, form=form)]
+    made = [Target(f"{name}: geometric mean", bounds[0], mean, "; ".join(remarks), form=form)]
     for bound in bounds[1:]:
-        worst = min(values, key=values.__getitem__, default=None)
-        remark = "; ".join([worst, *remarks]) if worst else ""
-        value = values[worst] if worst else None
-        made.append(Target(f"{name}: worst", bound, value, remark, form=form))
+        worst = min(values, key=values.__getitem__, default="")
+        remark = "; ".join([worst, *remarks])
+        made.append(Target(f"{name}: worst", bound, values.get(worst), remark, form=form))
     return made
 
 

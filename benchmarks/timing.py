@@ -44,11 +44,11 @@ def l2_flush() -> Step:
     return flush
 
 
-def event_us(call: Step) -> float:
-    """Median GPU time of one call between two events, the L2 flushed before each."""
+def event_us(call: Step, warmup: int = 10, rep: int = 50) -> float:
+    """Median GPU time of one call between two events, the L2 flushed before each, in ``rep`` ms."""
     from triton.testing import do_bench  # needs a driver when used, so never at import
 
-    return 1e3 * do_bench(call, warmup=10, rep=50, return_mode="median")
+    return 1e3 * do_bench(call, warmup=warmup, rep=rep, return_mode="median")
 
 
 def graph_stopwatch(calls: Sequence[Step], estimate_us: float) -> Stopwatch:

@@ -3,8 +3,9 @@
 import gc
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.providers import Call, Provider, check, gradient_targets, results_of, run_oracle
 from benchmarks.roofline import PASSES, matmul_precision
-from benchmarks.shapes import DTYPES, LAYOUTS, Shape
+from benchmarks.shapes import DTYPES, LAYOUTS, Shape, expect
 from smlp import SMLPBlock
 
 MAX_INPUT_SETS = 12
@@ -81,15 +82,15 @@ class Workbench:
     budget: CompileBudget = field(default_factory=lambda: CompileBudget(math.inf))
 
     def __post_init__(self) -> None:
-        for name, value, known in (("dtype", self.dtype, DTYPES), ("layout", self.layout, LAYOUTS)):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        expect("dtype", self.dtype, DTYPES)
+        expect("layout", self.layout, LAYOUTS)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._calls: dict[str, Call] = {}
-        self._failures: dict[str, Exception] = {}
-        self.errors: dict[str, dict[str, float]] = {}
-        self.compile_seconds: dict[str, float] = {}
+        self._failures: dict[tuple[str, str], Exception] = {}
+        # by provider, then by stage: inference or training
+        self.errors: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+        self.compile_seconds: dict[str, dict[str, float]] = defaultdict(dict)
         torch.manual_seed(0)
         shape = self.shape
         self.block = SMLPBlock(shape.height, shape.width, shape.channels)
@@ -102,7 +103,7 @@ class Workbench:
         self._inputs.clear()
         self._calls.clear()
         self._oracle = None
-        if self.compile_seconds:
+        if any(self.compile_seconds.values()):
             torch._dynamo.reset()  # or the recompile limit is reached after a few shapes
         gc.collect()
         if self.device == "cuda":
@@ -112,18 +113,15 @@ class Workbench:
     def inputs(self, layout: str) -> list[tuple[Tensor, Tensor]]:
         """Random (x, dy) pairs in ``layout``: enough of them to exceed the L2 three times over."""
         if layout not in self._inputs:
-            memory_format = LAYOUTS[layout]
-            size = (self.shape.batch, self.shape.channels, self.shape.height, self.shape.width)
             generator = torch.Generator(self.device).manual_seed(1)
-            self._inputs[layout] = []
-            for _ in range(self._input_sets()):
-                x, grad_output = (
-                    torch.randn(size, device=self.device, generator=generator)
-                    .to(DTYPES[self.dtype])
-                    .contiguous(memory_format=memory_format)
-                    for _ in range(2)
-                )
-                self._inputs[layout].append((x.requires_grad_(), grad_output))
+
+            def random() -> Tensor:
+                values = torch.randn(self.shape.size, device=self.device, generator=generator)
+                return values.to(DTYPES[self.dtype]).contiguous(memory_format=LAYOUTS[layout])
+
+            self._inputs[layout] = [
+                (random().requires_grad_(), random()) for _ in range(self._input_sets())
+            ]
         return self._inputs[layout]
 
     def _input_sets(self) -> int:
@@ -140,16 +138,17 @@ class Workbench:
             WrongResultError: if it disagrees with the fp64 oracle.
             CompileBudgetError: if it would have to be compiled and no time is left for that.
         """
-        stage = f"{provider.name} {'training' if backward else 'inference'}"
-        if stage in self._failures:
-            raise self._failures[stage]
-        if stage not in self.errors:
+        name, stage = provider.name, "training" if backward else "inference"
+        if (name, stage) in self._failures:
+            raise self._failures[name, stage]
+        if stage not in self.errors[name]:
             try:
                 self._build_and_check(provider, stage, backward)
             except Exception as error:
-                self._failures[stage] = error  # asked again for every pass; a compilation is slow
+                # asked again for every pass; a compilation is slow
+                self._failures[name, stage] = error
                 raise
-        return self._calls[provider.name]
+        return self._calls[name]
 
     def _build_and_check(self, provider: Provider, stage: str, backward: bool) -> None:
         x, grad_output = self.inputs(provider.layout or self.layout)[0]
@@ -160,10 +159,10 @@ class Workbench:
             call = self._calls.get(provider.name) or provider.build(self.block)
             targets = gradient_targets(self.block, x)
             results = results_of(call, targets, grad_output, backward=backward)
-        self.errors[stage] = check(provider, results, self._oracle, self.dtype)
+        self.errors[provider.name][stage] = check(provider, results, self._oracle, self.dtype)
         self._calls[provider.name] = call
         if provider.compiled:
-            self.compile_seconds[stage] = time.perf_counter() - start
+            self.compile_seconds[provider.name][stage] = time.perf_counter() - start
 
     def steps(self, provider: Provider, pass_: str) -> list[timing.Step]:
         """One zero-argument callable per input set that runs ``pass_``.
@@ -171,8 +170,7 @@ class Workbench:
         ``inference`` runs without autograd, ``fwd`` records for a backward, ``bwd`` repeats the
         backward of a forward made here, ``fwd+bwd`` is both; gradients of x and all parameters.
         """
-        if pass_ not in PASSES:
-            raise ValueError(f"pass_: expected one of {', '.join(PASSES)}, got {pass_!r}")
+        expect("pass_", pass_, PASSES)
         call = self.call(provider, backward=pass_ != "inference")
         pairs = self.inputs(provider.layout or self.layout)
         return [self._step(pass_, call, x, grad_output) for x, grad_output in pairs]
@@ -204,12 +202,10 @@ class Workbench:
                     reasons[provider.name] = reason
                     continue
                 self.steps(provider, pass_)
-            except Exception as error:
-                reasons[provider.name] = (
-                    f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                )
-            else:
                 found.append(provider)
+            except Exception as error:
+                first_line = str(error).partition("\n")[0]
+                reasons[provider.name] = f"{type(error).__name__}: {first_line}"
         return found, reasons
 
     def gpu_times(self, providers: list[Provider], pass_: str) -> dict[str, GpuTime]:
@@ -221,32 +217,21 @@ class Workbench:
         if self.device != "cuda":
             raise RuntimeError("GPU time: an NVIDIA GPU is needed")
         stopwatches: dict[str, timing.Stopwatch] = {}
-        events: dict[str, float] = {}
-        methods: dict[str, str] = {}
+        found: dict[str, tuple[float, str]] = {}  # time by events, method
         for provider in providers:
-            name, steps = provider.name, self.steps(provider, pass_)
-            events[name] = timing.event_us(steps[0])
+            steps = self.steps(provider, pass_)
+            event_us = timing.event_us(steps[0])
             try:
-                stopwatches[name] = timing.graph_stopwatch(steps, events[name])
-                methods[name] = f"CUDA graph over {len(steps)} inputs"
+                stopwatch = timing.graph_stopwatch(steps, event_us)
+                method = f"CUDA graph over {len(steps)} inputs"
             except RuntimeError as error:
-                first_line = str(error).partition("\n")[0]
-                stopwatches[name] = partial(timing.event_us, steps[0])
-                methods[name] = f"events, since no graph could be captured: {first_line}"
-        again = providers[0].name if providers else None
-        turns = dict(stopwatches)
-        if again:
-            turns[f"{again} again"] = stopwatches[again]
-        medians = timing.interleaved(turns)
-        return {
-            name: GpuTime(
-                medians[name],
-                events[name],
-                methods[name],
-                medians[f"{again} again"] if name == again else None,
-            )
-            for name in stopwatches
-        }
+                stopwatch = partial(timing.event_us, steps[0])
+                why = str(error).partition("\n")[0]
+                method = f"events, since no graph could be captured: {why}"
+            stopwatches[provider.name], found[provider.name] = stopwatch, (event_us, method)
+        again = {f"{name} again": stopwatches[name] for name in [*stopwatches][:1]}
+        us = timing.interleaved(stopwatches | again)
+        return {name: GpuTime(us[name], *found[name], us.get(f"{name} again")) for name in found}
 
 
 @contextmanager
@@ -255,11 +240,7 @@ def open_workbench(
 ) -> Iterator[Workbench]:
     """A workbench, with its arithmetic and its stream as the current ones inside."""
     bench = Workbench(shape, dtype, layout, budget or CompileBudget(math.inf))
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(matmul_precision(dtype))
-            if bench.device == "cuda":  # a graph cannot be captured on the default stream
-                stack.enter_context(torch.cuda.stream(torch.cuda.Stream()))
-            yield bench
-    finally:
-        bench.close()
+    # a graph cannot be captured on the default stream
+    stream = torch.cuda.Stream() if bench.device == "cuda" else None
+    with closing(bench), matmul_precision(dtype), torch.cuda.stream(stream):
+        yield bench

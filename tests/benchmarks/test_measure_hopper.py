@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import measure_hopper
+from benchmarks import measure_hopper, measure_process
 from benchmarks.measure_hopper import PROBE, measurements
 from benchmarks.recorder import Context, SkippedError
 from benchmarks.shapes import STAGES
@@ -31,7 +31,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, stdout: str, status: int = 0) -> lis
         called.append((command, extra_env))
         return subprocess.CompletedProcess(command, status, stdout, "why it failed")
 
-    monkeypatch.setattr(measure_hopper, "run_child", run)
+    monkeypatch.setattr(measure_process, "run_child", run)
     return called
 
 
@@ -76,14 +76,14 @@ def test_racecheck(hazards: int, context: Context, monkeypatch: pytest.MonkeyPat
         f"========= RACECHECK SUMMARY: {hazards} hazards displayed ({hazards} errors, 0 warnings)"
     )
     called = answer(monkeypatch, head * bool(hazards) + tail)
-    monkeypatch.setattr(measure_hopper.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(measure_process.shutil, "which", lambda name: f"/bin/{name}")
     found = measurements()[-2].run(context)
     assert bool(found["failures"]) == bool(hazards)
     assert called[0][0][:3] == ["/bin/compute-sanitizer", "--tool", "racecheck"]
 
 
 def test_without_a_checker(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_hopper.shutil, "which", lambda name: None)
+    monkeypatch.setattr(measure_process.shutil, "which", lambda name: None)
     with pytest.raises(SkippedError, match="compute-sanitizer is not on the PATH"):
         measurements()[-2].run(context)
 

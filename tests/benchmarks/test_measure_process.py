@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import measure_process, targets
 from benchmarks.measure_process import (
-    NCU_CALLS,
     ChildTimeoutError,
     compile_kernels,
     dram_bytes,
@@ -22,6 +21,7 @@ from benchmarks.measure_process import (
 )
 from benchmarks.recorder import Context, Measurement, Recorder, SkippedError, details
 from benchmarks.shapes import BY_NAME, STAGES
+from benchmarks.standalone import PROFILED_CALLS
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.test_mix" name="test_good"/>
@@ -62,9 +62,9 @@ def test_junit() -> None:
 def test_ncu_counters_per_call() -> None:
     found = read_ncu(NCU)
     assert found == {
-        "read": 8000 / NCU_CALLS,
-        "written": 4000 / NCU_CALLS,
-        "kernels_per_call": 2 / NCU_CALLS,
+        "read": 8000 / PROFILED_CALLS,
+        "written": 4000 / PROFILED_CALLS,
+        "kernels_per_call": 2 / PROFILED_CALLS,
     }
     with pytest.raises(RuntimeError, match="no DRAM counters"):
         read_ncu("==PROF== nothing")
@@ -83,7 +83,7 @@ def test_ncu_over_the_bytes_of_the_shape(monkeypatch: pytest.MonkeyPatch) -> Non
     found = dram_bytes(shape).run(_context())
     weights = 2 * (4 * 4 + 4) + 128 * 3 * 128 + 128
     assert found["ideal"] == 2 * (2 * 128 * 128 * 16 + weights)
-    assert found["over_ideal"] == pytest.approx(12000 / NCU_CALLS / found["ideal"])
+    assert found["over_ideal"] == pytest.approx(12000 / PROFILED_CALLS / found["ideal"])
     failed = _answer("==ERROR== ERR_NVGPUCTRPERM\n", status=1)
     monkeypatch.setattr(measure_process, "run_child", failed)
     with pytest.raises(SkippedError, match="ncu ended with 1: ==ERROR== ERR_NVGPUCTRPERM"):
@@ -99,14 +99,14 @@ def test_a_child_that_takes_too_long_is_stopped() -> None:
 def test_every_stage_is_compiled_and_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def run(command, seconds):
+    def run(command, seconds, _):
         asked.append(command[-1])
         assert seconds <= 60
         status = int(command[-1] == "tiny-7")
         return subprocess.CompletedProcess(command, status, "", "no such tile")
 
     monkeypatch.setattr(measure_process, "run_child", run)
-    assert compile_kernels(_context()) == {"failures": {"tiny-7": "no such tile"}}
+    assert compile_kernels(_context()) == {"failures": {"tiny-7": "ended with 1: no such tile"}}
     assert sorted(asked) == sorted(shape.name for shape in STAGES)
 
 
@@ -124,7 +124,7 @@ def test_first_call_is_cold_then_warm_in_one_cache(monkeypatch: pytest.MonkeyPat
     assert found == {"cold": {"first forward": 1}, "warm": {"first forward": 2}}
     assert caches[0] == caches[1]
     monkeypatch.setattr(measure_process, "run_child", _answer(stderr="out of memory", status=1))
-    with pytest.raises(RuntimeError, match="cold: out of memory"):
+    with pytest.raises(RuntimeError, match="ended with 1: out of memory"):
         first_call(_context())
 
 

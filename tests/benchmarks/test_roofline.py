@@ -79,7 +79,9 @@ def test_errors_name_the_argument() -> None:
         floor_us(shape, "fwd", "tf32", H100)
     with pytest.raises(ValueError, match="dtype: expected one of bf16"):
         io_bytes(shape, "fwd", "int8")
-    with pytest.raises(ValueError, match="pass_: expected inference, fwd or bwd, got 'sideways'"):
+    with pytest.raises(
+        ValueError, match="pass_: expected one of inference, fwd, bwd, got 'sideways'"
+    ):
         floor_us(shape, "sideways", "bf16", H100)
     with pytest.raises(ValueError, match="copy_bytes_per_s: expected a positive rate"):
         Ceilings(0.0, {}, "none")

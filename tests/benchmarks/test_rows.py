@@ -17,7 +17,7 @@ MEASURED = {"eager_nchw": GpuTime(60.0, 70.0, "graph", 63.0), "fused": GpuTime(2
 def _row(provider: str, monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bench = Workbench(SHAPE, "bf16", "channels_last")
-    bench.errors = {"fused inference": {"output": 1e-3}, "eager_nchw training": {"output": 2e-3}}
+    bench.errors = bench.errors | {"fused": {"inference": {"output": 1e-3}}}
     return rows.make_row(bench, "inference", PROVIDERS[provider], MEASURED, CEILINGS)
 
 
@@ -32,6 +32,15 @@ def test_numbers_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["errors"] == {"inference": {"output": 1e-3}} and row["noise"] is None
     assert row["group"] == f"inference {SHAPE} bf16 channels_last"
     assert _row("eager_nchw", monkeypatch)["noise"] == pytest.approx(0.05)
+
+
+def test_a_row_has_nothing_of_passes_that_came_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bench, fused = Workbench(SHAPE, "bf16", "channels_last"), PROVIDERS["fused"]
+    row = rows.make_row(bench, "inference", fused, {}, None)
+    bench.errors["fused"]["training"] = {"output": 1e-3}
+    bench.compile_seconds["fused"]["training"] = 9.0
+    assert row["errors"] == row["compile_seconds"] == {}
 
 
 def test_rows_measured_apart_are_compared_again() -> None:

@@ -35,7 +35,7 @@ def test_selection_by_group_and_name_keeps_order_and_drops_repeats() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"shapes: expected names among .*stages.*got 'huge'"):
+    with pytest.raises(ValueError, match=r"shapes: expected one of .*stages.*got 'huge'"):
         select(["huge"])
 
 

@@ -25,6 +25,15 @@ def test_first_call_times_every_step() -> None:
     assert all(value >= 0 for value in seconds.values())
 
 
+def test_nothing_is_imported_before_the_clock_that_times_the_import() -> None:
+    program = (
+        "import sys, benchmarks.standalone; print({'triton', 'smlp_kernels'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", program]
+    child = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert child.stdout == "set()\n"
+
+
 def test_every_variant_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
