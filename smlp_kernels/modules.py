@@ -46,5 +46,6 @@ def _check_weights(x: Tensor, weights: Sequence[Tensor | None]) -> None:
 
 
 # calls in the graph of torch.fx: they look at values that have to be there
-for name in ("check_input", "_check_weights", "dispatch"):
-    torch.fx.wrap(name)
+torch.fx.wrap("check_input")
+torch.fx.wrap("_check_weights")
+torch.fx.wrap("dispatch")
