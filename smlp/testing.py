@@ -79,8 +79,10 @@ def reduction(name: str, batch: int, height: int, width: int, channels: int) -> 
         channels: C.
     """
     pixels = batch * height * width
-    if name in ("output", "x"):
-        return 1 if name == "output" else 3
+    if name == "output":
+        return 1
+    if name == "x":
+        return 3
     if name in ("weight_h", "bias_h") or name.startswith("proj_h."):
         return pixels // height * channels
     if name in ("weight_w", "bias_w") or name.startswith("proj_w."):

@@ -130,7 +130,7 @@ def dispatch(
     plain = ops.is_plain(x, *weights)
     if (
         forward_ad._current_level >= 0
-        or not (plain or not any(map(is_wrapper, weights)))
+        or (not plain and any(map(is_wrapper, weights)))
         or fallback_reason(x) is not None
     ):
         weight_fuse = weight_fuse.reshape(*weight_fuse.shape[:2], 1, 1)

@@ -261,12 +261,12 @@ def differentiable(
     }
     bases = (torch.autograd.Function,)
     transformed: Any = type(name, bases, {**formula, "forward": staticmethod(operator)})
-    plain: Any = type(name, bases, {**formula, "forward": staticmethod(run)})
-    apply_plain = super(torch.autograd.Function, plain).apply
+    direct: Any = type(name, bases, {**formula, "forward": staticmethod(run)})
+    apply_direct = super(torch.autograd.Function, direct).apply
 
     def call(*arguments: Any, plain: bool | None = None) -> Any:
         if is_plain(*arguments) if plain is None else plain:
-            return (apply_plain if torch.is_grad_enabled() else run)(*arguments)
+            return (apply_direct if torch.is_grad_enabled() else run)(*arguments)
         if not is_traced() and functorch_is_active() and torch.is_grad_enabled():
             return transformed.apply(*arguments)  # the transforms live in the derived `apply`
         return operator(*arguments)

@@ -125,7 +125,8 @@ class Chunk(NamedTuple):
 
 def chunk_images(batch: int, image_bytes: int) -> int:
     """Images of a chunk, 1 at least: as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
-    return max(1, cdiv(batch, max(1, cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))))
+    batch = max(1, batch)
+    return cdiv(batch, cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))
 
 
 def chunks_of(
