@@ -176,7 +176,11 @@ def input_precision(dtype: torch.dtype) -> str:
 
 def arch_of(x: Tensor) -> int:
     """Ten times the compute capability; 0 in the interpreter, which has the rule for every chip."""
-    return capability(x.device.index) if x.is_cuda else 0
+    if not x.is_cuda:
+        return 0
+    # Dynamo traces through a cache, with a warning that it does
+    ask = capability.__wrapped__ if torch.compiler.is_compiling() else capability
+    return ask(x.device.index)
 
 
 @functools.cache

@@ -1,5 +1,8 @@
 """torch.compile beyond one call: training, batch sizes, whole networks; opcheck's odd inputs."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from smlp import SparseMLP
 from smlp.testing import EPS, assert_close, formula, to_float64
-from smlp_kernels import fuse_model, fused_smlp, ops
+from smlp_kernels import fuse_model, fused_smlp, launch, ops
 from tests.smlp_kernels.oracle import DEVICE, Case
 
 CASE = Case(2, 3, 4, 2)
@@ -107,3 +110,14 @@ def test_disabling_is_seen_by_compiled_code(monkeypatch: pytest.MonkeyPatch) -> 
         torch.compile(fused_smlp, fullgraph=True, backend=counter)(*arguments)
         targets.append({node.target for node in counter.graphs[-1].graph.nodes})
     assert ops.mix in targets[0] and ops.mix not in targets[1]
+
+
+def test_the_compute_capability_is_traced_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
+    x = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 3))
+    compiled = torch.compile(lambda y: y + launch.arch_of(x), fullgraph=True, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiled(torch.zeros(())) == 93
