@@ -20,14 +20,15 @@ DEVICE void step(const Probe& p) {
                  ::"r"(smem + i), "r"((i * 2654435761u & 0x007F007F) | 0x3C003C00) : "memory");
   fence_async();
   __syncthreads();
-  float acc[N / 2], c[2][4];
+  float acc[N / 2], c[8][4];               // sums of positive numbers
 #pragma unroll
-  for (int i = 0; i < N / 2; ++i) acc[i] = 0.f;
+  for (int i = 0; i < N / 2; ++i) acc[i] = c[i % 8][i / 8 % 4] = 0.f;
   uint32_t a[4] = {0x3C003C00u + lane, 0x3C003C01u + lane, 0x3C003C02u, 0x3C003C03u};
   // rows of 64 bytes: 16 of them in 8 different places of the banks, as the kernel's own are
   const uint32_t from = smem + 3 * X_BYTES + swizzled<32>(warp * 16 + (lane & 7) + 8 * (lane >> 4), (lane >> 3) & 1);
   const uint32_t to = from + X_BYTES + 3 * F_BYTES;
   const long long start = clock64();
+#pragma unroll 1
   for (int round = 0; round < p.rounds; ++round) {
     if (PRODUCTS) {
       wgmma_arrive();
@@ -43,8 +44,8 @@ DEVICE void step(const Probe& p) {
     for (int i = 0; i < ROUNDS; ++i) {
       if (BESIDE == MATRICES) ldmatrix_x4_trans(a, from);
       if (BESIDE == MMA) {
-        mma_k16<bf16>(c[0], a, a[0], a[1], 0.f, 0.f);
-        mma_k16<bf16>(c[1], a, a[2], a[3], 0.f, 0.f);
+        mma_k16_add<bf16>(c[2 * i % 8], a, a[0], a[1]);
+        mma_k16_add<bf16>(c[(2 * i + 1) % 8], a, a[2], a[3]);
       }
       if (BESIDE == MATRICES) stmatrix_x4_trans(to, a);
     }
@@ -53,6 +54,10 @@ DEVICE void step(const Probe& p) {
   if (PRODUCTS) wgmma_wait(acc);
   __syncthreads();
   if (tid == 0) p.cycles[blockIdx.x] = clock64() - start;
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) sum += (PRODUCTS ? acc[i] : 0.f) + (BESIDE == MMA ? c[i % 8][i / 8 % 4] : 0.f);
+  if (sum < 0.f) p.cycles[blockIdx.x] = 0;   // never; but of what nobody uses, ptxas would compute nothing
 }
 
 // Reads by cp.async, 48 KB in flight: what comes from the L2 cache where all of it fits there.

@@ -96,7 +96,7 @@ def compile_call(call: Call, arch: int) -> Resources:
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", text)
     if registers is None:
         raise RuntimeError(f"ptxas reported no registers; its log was: {text[:2000]!r}")
-    sass = _disassemble(compiled.asm["cubin"])
+    sass = disassemble(compiled.asm["cubin"])
     in_loops = loop_instructions(sass)
     return Resources(
         registers=int(registers[1]),
@@ -129,7 +129,8 @@ def _ptxas_log() -> Iterator[io.StringIO]:
         knobs.nvidia.dump_ptxas_log, knobs.compilation.always_compile = before
 
 
-def _disassemble(cubin: bytes) -> str:
+def disassemble(cubin: bytes) -> str:
+    """SASS of a binary."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)

@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 from triton import knobs
 
-from smlp_kernels.hopper.driver import OPTIONS
-from tools import hopper_ptx
+from smlp_kernels.hopper.driver import OPTIONS, binary_of
+from tools import aot, hopper_ptx
 
 SOURCES = (hopper_ptx.KERNELS, hopper_ptx.PROBES)
 MAX_REGISTERS = 168  # of a thread, with 384 in a block
+STEPS = {  # of the probes: the products, mma.sync, loads and stores of matrices in each
+    "probe_products": (6, 0, 0, 0),
+    "probe_mma": (0, 14, 0, 0),
+    "probe_products_mma": (6, 14, 0, 0),
+    "probe_matrices": (0, 0, 7, 7),
+    "probe_products_matrices": (6, 0, 7, 7),
+}
 
 
 def kernels_of(source: Path) -> list[str]:
@@ -79,3 +86,12 @@ def test_resources(kernel: str, reports: dict[str, str]) -> None:
     assert re.findall(r"(\d+) bytes (?:stack|spill)", report) == ["0"] * 3
     assert int(re.findall(r"Used (\d+) registers", report)[0]) <= MAX_REGISTERS
     assert "serialized" not in reports[""] + report
+
+
+@pytest.mark.parametrize("kernel", STEPS)
+def test_a_step_of_a_probe_is_whole(kernel: str) -> None:
+    """Of products that nobody uses ptxas computes less, or nothing."""
+    sass = aot.disassemble(binary_of(kernel, hopper_ptx.shipped(hopper_ptx.PROBES)))
+    found = aot.loop_instructions(sass)
+    assert tuple(found[name] for name in ("HGMMA", "HMMA", "LDSM", "STSM")) == STEPS[kernel]
+    assert sass.count("HGMMA.64x200x16.F32.BF16") == STEPS[kernel][0]
