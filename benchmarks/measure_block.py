@@ -14,6 +14,7 @@ from benchmarks.roofline import floor_us
 from benchmarks.rows import make_row
 from benchmarks.shapes import STAGES, Shape
 from benchmarks.workbench import open_workbench
+from smlp_kernels import ops
 from smlp_kernels.kernels import backward, mix, rows
 from smlp_kernels.kernels.axis import matrix_columns
 from smlp_kernels.kernels.products import add_product
@@ -56,19 +57,24 @@ def timed(
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
-    """Let the fused block take scratch memory of so many bytes at a time."""
+    """Let the fused block take scratch memory of so many bytes at a time.
+
+    Without the Hopper kernel, which takes none.
+    """
 
     def change(to: int) -> None:
         rows.CHUNK_BYTES = to
         mix.mix_plan.cache_clear()
         backward.backward_plan.cache_clear()
 
-    before = rows.CHUNK_BYTES
+    before, run_hopper = rows.CHUNK_BYTES, ops.run_hopper
     change(size)
+    ops.run_hopper = None
     try:
         yield
     finally:
         change(before)
+        ops.run_hopper = run_hopper
 
 
 def chunks(shape: Shape) -> Measurement:

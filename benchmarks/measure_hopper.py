@@ -25,7 +25,7 @@ from benchmarks.recorder import Context, Measurement, SkippedError
 from benchmarks.shapes import BY_NAME, STAGES, Shape
 from benchmarks.workbench import open_workbench
 from smlp.testing import EPS, compare_block, random_arguments
-from smlp_kernels import fused_smlp, ops
+from smlp_kernels import fused_smlp, hopper, ops
 from smlp_kernels.hopper.plan import RESIDENT_SIZE, STRIPS_CHANNELS, STRIPS_SIZE, Plan
 from smlp_kernels.weights import Weights
 
@@ -56,16 +56,13 @@ def in_child(job: tuple[str, ...], context: Context, checker: str = "") -> dict[
     """What a job of this module finds, or the tool of compute-sanitizer that watches it."""
     if torch.cuda.get_device_capability() != (9, 0):
         raise SkippedError("the Hopper kernel needs compute capability 9.0")
-    switched_on = {"SMLP_KERNELS_HOPPER": "1"}
     if checker:
-        return run_checker(context, checker, "measure_hopper", *job, env=switched_on)
-    return json.loads(run_module(context, "measure_hopper", *job, extra_env=switched_on))
+        return run_checker(context, checker, "measure_hopper", *job, env={})
+    return json.loads(run_module(context, "measure_hopper", *job))
 
 
 def hopper_mix(x: Tensor, weights: Weights) -> Tensor:
     """The block by the Hopper kernel alone; why it did not run has been logged."""
-    from smlp_kernels import hopper
-
     y = hopper.mix(x, weights)
     if y is None:
         raise RuntimeError("the Hopper kernel did not run")

@@ -13,7 +13,7 @@ import torch
 
 from smlp import machine
 from smlp.testing import PRECISIONS
-from smlp_kernels import ops
+from smlp_kernels import hopper, ops
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
@@ -58,9 +58,7 @@ def path_of(x: torch.Tensor) -> list[str]:
 def hopper_path(x: torch.Tensor) -> str:
     """The kernel in CUDA C++ that takes an input of this shape, type and device, or why none."""
     if ops.run_hopper is None:
-        return "no Hopper kernel: they are off unless SMLP_KERNELS_HOPPER=1 is set"
-    from smlp_kernels import hopper
-
+        return "no Hopper kernel: SMLP_KERNELS_HOPPER=0 is set"
     return hopper.path_of(x)
 
 

@@ -13,7 +13,7 @@ from smlp_kernels.functional import autocast_type, dispatch
 class FusedSMLPBlock(SMLPBlock):
     """:class:`smlp.SMLPBlock` on the fused kernels: same constructor, parameters and state dict.
 
-    Same results to rounding. On a CUDA GPU forward and backward run on Triton kernels and only the
+    Same results to rounding. On a CUDA GPU forward and backward run on the kernels and only the
     input is kept for backward; elsewhere this is the plain block. See
     :func:`smlp_kernels.fused_smlp` for numerics, limits and what falls back to PyTorch. So does a
     block with hooks on a submodule or another module in the place of one, as adapters and pruning

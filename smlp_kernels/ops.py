@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
+from smlp_kernels import hopper
 from smlp_kernels.kernels import backward
 from smlp_kernels.kernels import mix as forward
 from smlp_kernels.kernels.backward import Needed
@@ -40,9 +41,9 @@ from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
 
-run_hopper: Callable[[Tensor, Weights], Tensor | None] | None = None
-if os.environ.get("SMLP_KERNELS_HOPPER") == "1":
-    from smlp_kernels.hopper import mix as run_hopper
+run_hopper: Callable[[Tensor, Weights], Tensor | None] | None = hopper.mix
+if os.environ.get("SMLP_KERNELS_HOPPER") == "0":
+    run_hopper = None
 
 LIBRARY = torch.library.Library("smlp_kernels", "DEF")
 LIBRARY.define(
@@ -60,11 +61,13 @@ mix_backward = torch.ops.smlp_kernels.mix_backward.default
 
 def run_mix(x: Tensor, *weights: Any) -> Tensor:
     """``mix``: allocate and launch."""
-    given = Weights(*weights)
+    given, arch = Weights(*weights), arch_of(x)
     with on_device_of(x):
-        if run_hopper is not None and (y := run_hopper(x, given)) is not None:
-            return y
-        return forward.mix(x, given, arch_of(x), Call.launch)
+        if arch == hopper.ARCH and run_hopper is not None:
+            y = run_hopper(x, given)
+            if y is not None:
+                return y
+        return forward.mix(x, given, arch, Call.launch)
 
 
 def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:

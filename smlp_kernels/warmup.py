@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from smlp.network import require_module
-from smlp_kernels import launch, ops
+from smlp_kernels import hopper, launch, ops
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.backward import mix_backward
 from smlp_kernels.kernels.mix import mix
@@ -156,9 +156,7 @@ class Recorder(TorchDispatchMode):
                     mix_backward(first, second, *ops.split_arguments(meta[2:]), arch, keep)
                 else:
                     mix(first, Weights(*meta[1:]), arch, keep)
-                    if ops.run_hopper is not None:
-                        from smlp_kernels import hopper
-
+                    if arch == hopper.ARCH and ops.run_hopper is not None:
                         hopper.warm_up(first, Weights(*meta[1:]), args[0].device.index)
         return func(*args, **(kwargs or {}))
 

@@ -1,7 +1,4 @@
-"""``mix`` as one kernel in CUDA C++, for compute capability 9.0: see DESIGN.md.
-
-Imported only where SMLP_KERNELS_HOPPER=1 is set.
-"""
+"""``mix`` as one kernel in CUDA C++, for compute capability 9.0: see DESIGN.md."""
 
 import contextlib
 import functools
@@ -13,7 +10,7 @@ from torch import Tensor
 
 from smlp_kernels.hopper.driver import Driver, Kernel, UnavailableError
 from smlp_kernels.hopper.plan import call_of
-from smlp_kernels.launch import arch_of, capability
+from smlp_kernels.launch import arch_of
 from smlp_kernels.weights import Weights
 
 ARCH = 90  # no other: wgmma exists only there
@@ -28,11 +25,9 @@ def mix(x: Tensor, weights: Weights) -> Tensor | None:
     """The block, or None where the kernels do not apply or do not run.
 
     Args:
-        x: [B, C, H, W].
+        x: [B, C, H, W], on a GPU of ``ARCH``.
         weights: any floating types, any strides.
     """
-    if arch_of(x) != ARCH:
-        return None
     device = x.device.index
     call = call_of(x, weights, multiprocessors(device))
     if call is None:
@@ -51,13 +46,11 @@ def prepare(x: Tensor, weights: Weights, device: int) -> Kernel | None:
     Args:
         x: on any device; its values are not looked at, nor are those of the weights.
         weights: any floating types, any strides.
-        device: where it would run.
+        device: where it would run, a GPU of ``ARCH``.
 
     Raises:
         UnavailableError: if the kernel does not run there.
     """
-    if capability(device) != ARCH:
-        return None
     call = call_of(x, weights, multiprocessors(device))
     return None if call is None else cuda_driver().load(call.plan, device)
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import lzma
 import re
 import subprocess
 import tempfile
@@ -35,8 +34,13 @@ class Kernel(NamedTuple):
 
 
 def ptx_of(kernel: str, file: Path = TEXT) -> str:
-    """PTX text of one kernel of a file."""
-    text = lzma.decompress(file.read_bytes()).decode()
+    """PTX text of one kernel of a file; an UnavailableError if it cannot be read."""
+    try:
+        import lzma  # some Pythons are built without it
+
+        text = lzma.decompress(file.read_bytes()).decode()
+    except Exception as error:
+        raise UnavailableError(f"{file.name} cannot be read: {error!r}") from error
     head, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", text)
     return head + next(text for text in kernels if text.startswith(f".visible .entry {kernel}("))
 

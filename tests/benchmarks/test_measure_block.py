@@ -14,6 +14,7 @@ from benchmarks.recorder import Context, OutOfTimeError, Recorder, SkippedError
 from benchmarks.roofline import Ceilings, floor_us
 from benchmarks.shapes import Shape
 from benchmarks.workbench import GpuTime, Workbench
+from smlp_kernels import ops
 from smlp_kernels.kernels import rows
 
 SHAPE = Shape("odd", 2, 6, 5, 7)
@@ -118,13 +119,14 @@ def test_chunks_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def gpu_times(bench, wanted, pass_):
+        assert ops.run_hopper is None  # it takes no chunks
         sizes.append(rows.CHUNK_BYTES // 1_000_000)
         return {one.name: GpuTime(20.0, 25.0, "graph", 21.0) for one in wanted}
 
-    before = rows.CHUNK_BYTES
+    before = rows.CHUNK_BYTES, ops.run_hopper
     monkeypatch.setattr(Workbench, "gpu_times", gpu_times)
     found = measure_block.chunks(SHAPE).run(_context())
-    assert before == rows.CHUNK_BYTES
+    assert before == (rows.CHUNK_BYTES, ops.run_hopper)
     assert sizes == [size for size in measure_block.CHUNK_MB for _ in measure_block.CHUNK_PASSES]
     assert found.keys() == {f"{megabytes} MB" for megabytes in measure_block.CHUNK_MB}
     floor = floor_us(SHAPE, "inference", "bf16", CEILINGS)

@@ -11,6 +11,7 @@ from benchmarks import measure_hopper, measure_process
 from benchmarks.measure_hopper import PROBE, measurements
 from benchmarks.recorder import Context, SkippedError
 from benchmarks.shapes import STAGES
+from smlp_kernels import hopper
 from smlp_kernels.hopper.plan import call_of
 from tests.smlp_kernels.hopper.stub import block
 from tools import hopper_ptx
@@ -58,7 +59,7 @@ def test_a_child_answers_with_its_last_line(
     called = answer(monkeypatch, 'a warning\n{"us": {"forward Hopper": 30.0}}\n')
     assert measurements()[0].run(context) == {"us": {"forward Hopper": 30.0}}
     module = [sys.executable, "-m", "benchmarks.measure_hopper"]
-    assert called == [([*module, "block", STAGES[0].name], {"SMLP_KERNELS_HOPPER": "1"})]
+    assert called == [([*module, "block", STAGES[0].name], None)]
 
 
 def test_a_child_that_dies_is_a_failure_of_its_own(
@@ -88,8 +89,11 @@ def test_without_a_checker(context: Context, monkeypatch: pytest.MonkeyPatch) ->
         measurements()[-2].run(context)
 
 
-def test_a_kernel_that_does_not_run_is_no_time_of_triton_s() -> None:
-    x, weights = block(2, 7, 7, 16)
+def test_a_kernel_that_does_not_run_is_no_time_of_triton_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
+    x, weights = block(2, 7, 7, 12)
     with pytest.raises(RuntimeError, match="the Hopper kernel did not run"):
         measure_hopper.hopper_mix(x, weights)
 

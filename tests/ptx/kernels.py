@@ -31,23 +31,23 @@ def blocks_on(chip: Chip, multiprocessors: int = 0) -> Iterator[None]:
             which only Triton's do.
     """
     import smlp_kernels  # not before TRITON_INTERPRET is unset
+    from smlp_kernels import hopper
     from smlp_kernels.launch import INTERPRETED
 
     if INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 is set: nothing is compiled, so there is no PTX")
     reason = smlp_kernels.fallback_reason
-    changes: dict[str, Callable[..., Any]] = {
+    changes: dict[str, Callable[..., Any] | None] = {
         "arch_of": lambda x: chip.arch,
         "on_device_of": lambda x: contextlib.nullcontext(),
         "fallback_reason": lambda x: reason(_OnGpu(x)),  # type: ignore[arg-type]
+        "run_hopper": hopper.mix if multiprocessors else None,
     }
     if multiprocessors:
-        from smlp_kernels import hopper
         from tests.ptx.cuda import ChipDriver
 
         driver = ChipDriver(chip)
         changes |= {
-            "run_hopper": hopper.mix,
             "multiprocessors": lambda device: multiprocessors,
             "cuda_driver": lambda: driver,
             # what is loaded is then the PTX; ptxas does not run

@@ -79,7 +79,7 @@ KERNELS = ["both_axes_kernel", "axis_kernel", "axis_kernel", "weight_sums_kernel
 def steps() -> dict[str, Any]:
     """By name, of a training step: which kernels Triton launched; arguments of all launches."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "SMLP_KERNELS_HOPPER": "0"}
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
     )

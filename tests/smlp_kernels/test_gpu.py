@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from smlp import SMLPBlock, SparseMLP
 from smlp.block import smlp
 from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
-from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp
+from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp, ops
 from tests.smlp_kernels.oracle import Case
 from tools.aot_report import STAGES
 
@@ -75,17 +75,22 @@ def with_gradients(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", STAGES, ids=str)
-def test_stages_at_batch_128(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_stages_at_batch_128(
+    shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On compute capability 9.0 with the Hopper kernel, then without."""
     need_memory(12)
     arguments = random_arguments(shape, dtype, 128)
     dy = torch.randn_like(arguments[0])
     exact = with_gradients(formula, to_float64(arguments), dy.double())
     peer = with_gradients(smlp, arguments, dy)
-    actual = with_gradients(fused_smlp, arguments, dy)
     case = Case(128, *shape)
-    for name, a, e, p in zip(("output", *NAMES), actual, exact, peer, strict=True):
-        reduction = 1 if name == "output" else case.reduction(name)
-        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction)
+    for run_hopper in (ops.run_hopper, None):
+        monkeypatch.setattr(ops, "run_hopper", run_hopper)
+        actual = with_gradients(fused_smlp, arguments, dy)
+        for name, a, e, p in zip(("output", *NAMES), actual, exact, peer, strict=True):
+            reduction = 1 if name == "output" else case.reduction(name)
+            assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])

@@ -150,7 +150,7 @@ def test_why_no_block_runs_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> No
 def run(script: str) -> str:
     """What a script prints in a process without the interpreter and without a GPU."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "SMLP_KERNELS_HOPPER": "0"}
     result = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True
     )

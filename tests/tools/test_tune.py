@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.workbench import GpuTime
+from smlp_kernels import ops
 from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_row
 from smlp_kernels.table import set_rows
 from tools import aot, tune
@@ -25,6 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AxisRow]]:
     rows = list(AXIS_TABLE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: GPU)
+    monkeypatch.setattr(ops, "run_hopper", ops.run_hopper)  # which is switched off: restore it
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     yield rows
     set_rows(rows)
@@ -46,6 +48,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, time: Any) -> list[tuple[str, Axis
         return ([], {"fused": "WrongResultError: y"}) if row.elements == 8192 else (providers, {})
 
     def gpu_times(providers: list[Any], pass_: str) -> dict[str, GpuTime]:
+        assert ops.run_hopper is None  # it has no tiles
         h, w = (axis_row(size, torch.bfloat16, 90, pass_ == "inference") for size in (28, 8))
         timed.append((pass_, h, w))
         return {"fused": GpuTime(time(pass_, h, w), 1.0, "made up")}

@@ -23,13 +23,13 @@ FILL = 7.0
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """The variable set on an H100, whose driver launches nothing of CUDA C++.
+    """An H100, whose driver launches nothing of CUDA C++.
 
     Triton's kernels run as they do without it: in its interpreter, or on the GPU there is.
     """
     made = Stub(tmp_path)
-    monkeypatch.setattr(ops, "run_hopper", hopper.mix)
-    monkeypatch.setattr(hopper, "arch_of", lambda x: 90)
+    for module in (hopper, launch, ops):
+        monkeypatch.setattr(module, "arch_of", lambda x: 90)
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(hopper, "cuda_driver", lambda: made.driver)
     monkeypatch.setattr(loader, "binary_of", lambda *_: b".version 8.0\n")
@@ -71,11 +71,11 @@ def test_the_kernel_takes_forward_and_input_gradient(
 
 @needs_gcc
 def test_what_the_plan_declines_is_triton_s_without_a_word(
-    stub: Stub, caplog: pytest.LogCaptureFixture
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     actual = step(channels=12)
     assert stub.integer("launches") == 0 and not caplog.records
-    ops.run_hopper = None
+    monkeypatch.setattr(ops, "run_hopper", None)
     for value, expected in zip(actual, step(channels=12), strict=True):
         assert torch.equal(value, expected)
 
@@ -86,13 +86,19 @@ FAILURES = {
     "bytes of registers": b"",
     "before a CUDA graph": b"",
     "libnone": b"",
+    "import of _lzma halted": b"",  # a Python without it
+    "No such file": b"",
 }
 
 
 @needs_gcc
 @pytest.mark.parametrize("failure", FAILURES)
 def test_any_failure_is_triton_s_with_one_warning_a_reason(
-    failure: str, stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    failure: str,
+    stub: Stub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with monkeypatch.context() as off:
         off.setattr(ops, "run_hopper", None)
@@ -102,6 +108,14 @@ def test_any_failure_is_triton_s_with_one_warning_a_reason(
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     if failure == "libnone":
         monkeypatch.setattr(hopper, "cuda_driver", lambda: loader.Driver("libnone.so"))
+    if "_lzma" in failure:
+        monkeypatch.setattr(loader, "binary_of", loader.ptx_of)
+        monkeypatch.setitem(sys.modules, "_lzma", None)
+        monkeypatch.delitem(sys.modules, "lzma")
+    if failure == "No such file":
+        monkeypatch.setattr(
+            loader, "binary_of", lambda name: loader.ptx_of(name, tmp_path / "no.xz")
+        )
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             for value, right in zip(step(), expected, strict=True):
@@ -120,7 +134,6 @@ def test_warmup_loads_the_kernel(
     failing: bytes, stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For the forward alone, as the weights learn; where it fails, the call says so."""
-    monkeypatch.setattr(hopper, "capability", lambda device: 90)
     stub.set(failing=failing, failing_with=999)
     model = FusedSMLPBlock(7, 7, 16, dtype=torch.float16, device=DEVICE)
     report = warmup(model, (2, 16, 7, 7), memory_format=torch.channels_last)
@@ -130,8 +143,7 @@ def test_warmup_loads_the_kernel(
 
 
 @needs_gcc
-def test_env_report_loads_the_kernel(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopper, "capability", lambda device: 90)
+def test_env_report_loads_the_kernel(stub: Stub) -> None:
     x = torch.empty(1, 384, 14, 14, dtype=torch.bfloat16, device=DEVICE)
     assert env_report.hopper_path(x) == "smlp_bf16_200, loaded"
     assert stub.integer("loads") == 1
@@ -143,14 +155,22 @@ def test_env_report_loads_the_kernel(stub: Stub, monkeypatch: pytest.MonkeyPatch
 
 def test_env_report_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.empty(1, 384, 14, 14, dtype=torch.bfloat16)
-    assert "off unless SMLP_KERNELS_HOPPER=1" in env_report.hopper_path(x)
-    monkeypatch.setattr(ops, "run_hopper", hopper.mix)
     assert "the compute capability is not 9.0" in env_report.hopper_path(x)
+    monkeypatch.setattr(ops, "run_hopper", None)
+    assert "SMLP_KERNELS_HOPPER=0 is set" in env_report.hopper_path(x)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, False), ("0", False), ("1", True)])
-def test_off_unless_the_variable_is_1(value: str | None, expected: bool) -> None:
-    code = "import sys, smlp_kernels; print('smlp_kernels.hopper' in sys.modules)"
+@pytest.mark.parametrize("arch", [80, 100])
+def test_other_chips_compare_one_number(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "arch_of", lambda x: arch)
+    monkeypatch.setattr(ops, "run_hopper", lambda *_: pytest.fail("it was asked"))
+    y, dx = step()
+    assert y.isfinite().all() and dx.isfinite().all()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), ("0", False), ("1", True)])
+def test_on_unless_the_variable_is_0(value: str | None, expected: bool) -> None:
+    code = "from smlp_kernels import ops; print(ops.run_hopper is not None)"
     environment = {k: v for k, v in os.environ.items() if k != "SMLP_KERNELS_HOPPER"}
     if value is not None:
         environment["SMLP_KERNELS_HOPPER"] = value
