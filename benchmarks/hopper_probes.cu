@@ -9,6 +9,7 @@ struct Probe {
 enum Beside { NOTHING, MMA, MATRICES };   // of a step of Tile<200>: its mma.sync, or its loads and stores of matrices
 
 // Steps like those of a block of 14x14 pixels: six wgmma in flight, something else meanwhile.
+// tests/tools/test_hopper_ptx.py checks what ptxas makes of the loops.
 template <bool PRODUCTS, Beside BESIDE>
 DEVICE void step(const Probe& p) {
   constexpr int N = 200, ROUNDS = 7, X_BYTES = (N + 8) * 64, F_BYTES = ROWS_F * 64;
@@ -40,6 +41,7 @@ DEVICE void step(const Probe& p) {
       wgmma_wait_but_last();
     }
     __syncthreads();
+    if (BESIDE == MMA) ldmatrix_x4_trans(a, from);   // or ptxas would move mma.sync ahead of the products
 #pragma unroll
     for (int i = 0; i < ROUNDS; ++i) {
       if (BESIDE == MATRICES) ldmatrix_x4_trans(a, from);
