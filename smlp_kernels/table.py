@@ -10,7 +10,7 @@ ALLOWED = {
     "forward": ("None, True or False", (None, True, False)),
     "itemsize": ("2, 4 or 8", (2, 4, 8)),
     "positions": ("a power of two from 16 to 256", (16, 32, 64, 128, 256)),
-    "elements": ("a power of two up to 2**20", [2**n for n in range(21)]),
+    "columns": ("a power of two from 16 to 2**16", [2**n for n in range(4, 17)]),
     "num_warps": ("a power of two up to 32", (1, 2, 4, 8, 16, 32)),
     "programs": ("at least 1", range(1, 2**31)),
     "registers": ("None or 24 to 255", (None, *range(24, 256))),

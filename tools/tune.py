@@ -85,7 +85,7 @@ class Search(NamedTuple):
         dtype = DTYPES[self.dtype]
         start = axis_row(positions, dtype, self.arch, self.forward)
         if start is None:  # these axes are left to PyTorch's products
-            start = AxisRow(None, None, dtype.itemsize, positions, 16 * positions, 8, 2 * sms)
+            start = AxisRow(None, None, dtype.itemsize, positions, 16, 8, 2 * sms)
         start = start._replace(archs=(self.arch,), forward=self.forward)
         times: dict[AxisRow, float] = {}
 
@@ -102,11 +102,11 @@ class Search(NamedTuple):
 def tiles(row: AxisRow) -> Iterator[AxisRow]:
     """All tiles for what a row is for."""
     for tile_bytes in TILE_BYTES:
-        elements = tile_bytes // row.itemsize
-        if elements >= 16 * row.positions:
+        columns = tile_bytes // row.itemsize // row.positions
+        if columns >= 16:
             for warps in WARPS:
                 for registers in REGISTERS:
-                    yield row._replace(elements=elements, num_warps=warps, registers=registers)
+                    yield row._replace(columns=columns, num_warps=warps, registers=registers)
 
 
 def programs(row: AxisRow, sms: int) -> Iterator[AxisRow]:

@@ -10,9 +10,9 @@ Backward:  G = dy F = [Gh | Gw | Gi]                         before, a product o
 
 In the backward the kernel turns [Gh | Gw | Gi | .] into [x_h | x_w | x | 1] where it lies, leaving
 dx and the gradients of the projections; the forward is the part of it that needs no G. A tile is
-all positions of some lines and some channels, [positions, lines * channels]: in this shape every
-product is a plain one. Nothing is read twice in a launch, and no element is touched by two
-programs. A launch takes a chunk of the batch whose offsets fit 31 bits.
+all positions of some columns, which are the lines' channels one after the other: in this shape,
+[positions, columns], every product is a plain one. Nothing is read twice in a launch, and no
+element is touched by two programs. A launch takes a chunk of the batch whose offsets fit 31 bits.
 """
 
 from typing import NamedTuple
@@ -51,7 +51,7 @@ def run_along(
     ALONG_H: tl.constexpr,  # in the backward it runs first, and leaves Ph' Gh + Gi in place of Gi
     NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,  # dx; [x_h | x_w | x | 1]
     POSITIONS: tl.constexpr,  # SIZE or more, a power of two
-    LINES: tl.constexpr, BLOCK_C: tl.constexpr,  # of a tile
+    TILE: tl.constexpr,  # columns
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What program ``pid`` does: every ``programs``-th tile."""
@@ -59,7 +59,6 @@ def run_along(
     ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
     SIZE: tl.constexpr = HEIGHT if ALONG_H else WIDTH
     STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
-    SLICES: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
     if NEED_X:
@@ -79,17 +78,17 @@ def run_along(
     axis_ptr = g_ptr if ALONG_H else g_ptr + CHANNELS
     identity_ptr = g_ptr + 2 * CHANNELS
 
-    n = tl.arange(0, LINES * BLOCK_C)
-    for tile in range(pid, tl.cdiv(lines, LINES) * SLICES, programs):
-        line = (tile // SLICES) * LINES + n // BLOCK_C
-        c = (tile % SLICES) * BLOCK_C + n % BLOCK_C
-        mask = (i < SIZE)[:, None] & ((line < lines) & (c < CHANNELS))[None, :]
+    n = tl.arange(0, TILE)
+    for tile in range(pid, tl.cdiv(lines * CHANNELS, TILE), programs):
+        column = tile * TILE + n
+        line, c = column // CHANNELS, column % CHANNELS
+        mask = (i < SIZE)[:, None] & (column < lines * CHANNELS)[None, :]
         pixel = line // WIDTH * (HEIGHT * WIDTH) + line % WIDTH if ALONG_H else line * WIDTH
         x_offsets = i[:, None] * (STEP * CHANNELS) + (pixel * CHANNELS + c)[None, :]
         g_offsets = i[:, None] * (STEP * COLUMNS) + (pixel * COLUMNS + c)[None, :]
 
-        # [POSITIONS, LINES * BLOCK_C], zero beyond the image; x last: the others are then in flight
-        # before the first product waits
+        # [POSITIONS, TILE], zero beyond the image; x last: the others are then in flight before the
+        # first product waits
         if NEED_X:
             rest = tl.load(identity_ptr + g_offsets, mask=mask, other=0.0)
         if NEED_X or partial_ptr is not None:
@@ -118,8 +117,7 @@ def run_along(
             if NEED_FUSE:
                 tl.store(identity_ptr + g_offsets, x, mask=mask)
                 PAD: tl.constexpr = COLUMNS - 3 * CHANNELS
-                ones = (i < SIZE)[:, None] & ((line < lines) & (c < PAD))[None, :]
-                tl.store(g_ptr + 3 * CHANNELS + g_offsets, 1.0, mask=ones)
+                tl.store(g_ptr + 3 * CHANNELS + g_offsets, 1.0, mask=mask & (c < PAD)[None, :])
 
     if partial_ptr is not None:
         tl.store(gram_ptr, gram, mask=inside)
@@ -132,13 +130,13 @@ def axis_kernel(
     stride_out, stride_in,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr, NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
-    POSITIONS: tl.constexpr, LINES: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    POSITIONS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``run_along`` one axis; arguments as there."""
     run_along(
         tl.program_id(0), g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs,
         first, stride_out, stride_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
-        POSITIONS, LINES, BLOCK_C, PRECISION,
+        POSITIONS, TILE, PRECISION,
     )  # fmt: skip
 
 
@@ -153,8 +151,8 @@ def both_axes_kernel(
     lines_h, programs_h, stride_h_out, stride_h_in,
     lines_w, programs_w, stride_w_out, stride_w_in,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    POSITIONS_H: tl.constexpr, LINES_H: tl.constexpr, BLOCK_C_H: tl.constexpr,
-    POSITIONS_W: tl.constexpr, LINES_W: tl.constexpr, BLOCK_C_W: tl.constexpr,
+    POSITIONS_H: tl.constexpr, TILE_H: tl.constexpr,
+    POSITIONS_W: tl.constexpr, TILE_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The forward along H by the first programs, along W by the others."""
@@ -163,13 +161,13 @@ def both_axes_kernel(
         run_along(
             pid, rows_ptr, x_ptr, None, proj_h_ptr, bias_h_ptr, None, lines_h, programs_h, 1,
             stride_h_out, stride_h_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
-            POSITIONS_H, LINES_H, BLOCK_C_H, PRECISION,
+            POSITIONS_H, TILE_H, PRECISION,
         )  # fmt: skip
     else:
         run_along(
             pid - programs_h, rows_ptr, x_ptr, None, proj_w_ptr, bias_w_ptr, None, lines_w,
             programs_w, 1, stride_w_out, stride_w_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
-            False, True, POSITIONS_W, LINES_W, BLOCK_C_W, PRECISION,
+            False, True, POSITIONS_W, TILE_W, PRECISION,
         )  # fmt: skip
 
 
@@ -222,8 +220,7 @@ def make_axis(
     tile = axis_row(length, dtype, arch, not (needs[0] or needs[1]))
     programs = 1
     if tile is not None:  # programs of equally many tiles
-        tile_lines, block_c = tile.split(channels)
-        tiles = cdiv(images * lines, tile_lines) * cdiv(channels, block_c)
+        tiles = cdiv(images * lines * channels, tile.columns)
         programs = cdiv(tiles, cdiv(tiles, tile.programs))
     return Axis(size, along_h, *needs, tile, programs, precision)
 
@@ -260,8 +257,8 @@ def split_batch(
 
 
 def matrix_columns(channels: int) -> int:
-    """Of [x_h | x_w | x | 1]; a row starts at a multiple of 16 bytes."""
-    return cdiv(3 * channels + 1, 8) * 8
+    """Of [x_h | x_w | x | 1]: whole sectors of 32 bytes, since writing parts of them is slow."""
+    return cdiv(3 * channels + 1, 16) * 16
 
 
 def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | None:
@@ -271,7 +268,6 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
         return None
     if (h.tile.num_warps, h.tile.registers) != (w.tile.num_warps, w.tile.registers):
         return None
-    (lines_h, block_c_h), (lines_w, block_c_w) = (one.tile.split(channels) for one in (h, w))
     return Plan(
         both_axes_kernel,
         h.programs + w.programs,
@@ -285,11 +281,9 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
             "HEIGHT": height,
             "WIDTH": width,
             "POSITIONS_H": h.tile.positions,
-            "LINES_H": lines_h,
-            "BLOCK_C_H": block_c_h,
+            "TILE_H": h.tile.columns,
             "POSITIONS_W": w.tile.positions,
-            "LINES_W": lines_w,
-            "BLOCK_C_W": block_c_w,
+            "TILE_W": w.tile.columns,
             "PRECISION": h.precision,
         },
         h.tile.num_warps,
@@ -306,7 +300,6 @@ def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Pl
     tile = axis.tile
     if tile is None or not axis.is_needed:
         return None
-    lines, block_c = tile.split(channels)
     return Plan(
         axis_kernel,
         axis.programs,
@@ -320,8 +313,7 @@ def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Pl
             "NEED_X": axis.need_x,
             "NEED_FUSE": axis.need_fuse,
             "POSITIONS": tile.positions,
-            "LINES": lines,
-            "BLOCK_C": block_c,
+            "TILE": tile.columns,
             "PRECISION": axis.precision,
         },
         tile.num_warps,

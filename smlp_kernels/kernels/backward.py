@@ -7,13 +7,14 @@ gradient of the bias is a column of that of ``fuse``.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, matrix_columns, split_batch
-from smlp_kernels.kernels.products import add_product, run_axis
+from smlp_kernels.kernels.products import add_products, parts_of, run_axis
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import (
@@ -99,8 +100,9 @@ def mix_backward(
         run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
         run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
         if needed.fuse:
-            dy_columns = dy_images.as_strided((channels, chunk.pixels), (1, channels))
-            add_product(total, dy_columns, g, first)
+            parts, size = len(total), chunk.pixels // len(total)
+            dy_parts = dy_images.as_strided((parts, channels, size), (size * channels, 1, channels))
+            add_products(total, dy_parts, g.view(parts, size, columns), first)
         if not plan.dx_is_rows:
             copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
@@ -127,7 +129,7 @@ class BackwardPlan(NamedTuple):
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
-    total: tuple[int, int]  # shape of the second product
+    total: tuple[int, int, int]  # shape of the second product, in parts
     h: Axis
     w: Axis
     reads_x: bool
@@ -162,18 +164,22 @@ def backward_plan(
     def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
         return axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
 
+    chunks = chunks_of(shape, images, plans)
+    pixels = math.gcd(*(chunk.pixels for chunk in chunks))
+    parts = parts_of(channels, columns, pixels) if needed.fuse else 0
+    total = parts, channels, columns
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
     return BackwardPlan(
         dy_is_rows=dy_is_rows,
         x_is_rows=x_is_rows,
         dx_is_rows=dx_is_rows,
-        chunks=chunks_of(shape, images, plans),
+        chunks=chunks,
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),
-        total=(channels if needed.fuse else 0, columns),
+        total=total,
         h=h,
         w=w,
         reads_x=reads_x,
-        sums=weight_sums_plan(h.size, columns, h.partial[0], w.partial[0], needed.fuse),
+        sums=weight_sums_plan(h.size, total, h.partial[0], w.partial[0]),
     )

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis
-from smlp_kernels.launch import Call, Launch, Plan
+from smlp_kernels.launch import Call, Launch, Plan, cdiv
+
+TILES = 160  # of the products over pixels: a constant, so that sums do not depend on the chip
 
 
 def run_axis(
@@ -56,7 +58,7 @@ def run_by_products(
     x = positions(x)
     if partial is not None:
         grad, bias_grad = partial.view(size + 1, size).split((size, 1))
-        add_product(grad, g_lines, x.flatten(1).t(), first)
+        add_products(grad[None], g_lines[None], x.flatten(1).t()[None], first)
         sums = g_lines.sum(1, dtype=partial.dtype)
         bias_grad.copy_(sums if first else bias_grad + sums)
     if axis.need_fuse:
@@ -70,12 +72,26 @@ def run_by_products(
             g[:, 3 * channels :] = 1
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total (+)= left @ right, added up in the type of ``total`` throughout."""
+def add_products(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total[i] (+)= left[i] @ right[i], added up in the type of ``total`` throughout."""
+    multiply, add = torch.bmm, torch.baddbmm
+    if len(total) == 1:  # of which cuBLAS need not be told as of a batch
+        multiply, add = torch.mm, torch.addmm
+        total, left, right = total[0], left[0], right[0]
     if left.dtype == total.dtype or not left.is_cuda:  # only CUDA has products of mixed types
         left, right = left.to(total.dtype), right.to(total.dtype)
-        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+        add(total, left, right, beta=0 if first else 1, out=total)
     elif first:
-        torch.mm(left, right, out_dtype=total.dtype, out=total)
+        multiply(left, right, out_dtype=total.dtype, out=total)
     else:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+        add(total, left, right, out_dtype=total.dtype, out=total)
+
+
+def parts_of(channels: int, columns: int, pixels: int) -> int:
+    """How many products a sum over pixels is split into: a divisor of ``pixels``.
+
+    As many as give a GPU of today enough tiles of 128 x 128, few enough that adding up what they
+    leave is cheap: cuBLAS by itself splits small ones badly (H200: 24 us instead of 16).
+    """
+    tiles = cdiv(channels, 128) * cdiv(columns, 128)
+    return next(n for n in range(max(1, TILES // tiles), 0, -1) if pixels % n == 0)

@@ -13,38 +13,31 @@ class AxisRow(NamedTuple):
     forward: bool | None  # None: either pass
     itemsize: int  # of the type, in bytes
     positions: int
-    elements: int  # of a tile, which has at least 16 columns
+    columns: int  # of a tile: as many channels of lines
     num_warps: int
     programs: int  # at most: a constant, so that the order of sums does not depend on the chip
     registers: int | None = None  # of a thread, at most
-
-    def split(self, channels: int) -> tuple[int, int]:
-        """Lines and channels of a tile: 32 to 128 bytes, no channel too many, if possible."""
-        columns = max(16, self.elements // self.positions)
-        block_c = max(16, min(64, channels & -channels, columns))
-        return columns // block_c, block_c
 
 
 # The first row that applies is taken; without any, the axis is left to PyTorch's products. Small
 # tiles, of which 3 to 8 programs run on an SM at a time: what hides the latency of loads here.
 AXIS_TABLE = [
-    # chips      forward bytes positions elements warps programs registers
-    AxisRow(None, True, 2, 16, 4096, 4, 1056),
-    AxisRow(None, True, 2, 32, 4096, 4, 1056),
-    AxisRow(None, True, 2, 64, 4096, 4, 1056),
-    AxisRow((90,), None, 2, 64, 4096, 4, 396, 168),
-    AxisRow((100,), None, 2, 64, 4096, 4, 396),
-    AxisRow((90, 100), None, 2, 128, 4096, 8, 264),
-    AxisRow(None, None, 2, 16, 2048, 2, 792),
-    AxisRow(None, None, 2, 32, 2048, 2, 660),
-    AxisRow(None, None, 2, 64, 2048, 4, 528),
-    AxisRow(None, None, 2, 128, 2048, 8, 264),
-    AxisRow(None, None, 4, 16, 1024, 2, 792),
-    AxisRow(None, None, 4, 32, 1024, 2, 660),
-    AxisRow(None, None, 4, 64, 1024, 8, 264),
-    AxisRow(None, None, 8, 16, 512, 2, 792),
-    AxisRow(None, None, 8, 32, 512, 4, 660),
-    AxisRow(None, True, 8, 64, 1024, 8, 264),  # that of the backward spills in its loop
+    # chips      forward bytes positions columns warps programs registers
+    AxisRow(None, True, 2, 16, 128, 4, 528),
+    AxisRow(None, True, 2, 32, 64, 4, 528),
+    AxisRow(None, True, 2, 64, 64, 4, 528),
+    AxisRow((90, 100), None, 2, 64, 64, 4, 396, 168),
+    AxisRow((90, 100), None, 2, 128, 32, 8, 264),
+    AxisRow(None, None, 2, 16, 128, 2, 792),
+    AxisRow(None, None, 2, 32, 64, 2, 528),
+    AxisRow(None, None, 2, 64, 32, 4, 528),
+    AxisRow(None, None, 2, 128, 16, 8, 264),
+    AxisRow(None, None, 4, 16, 64, 2, 792),
+    AxisRow(None, None, 4, 32, 32, 2, 660),
+    AxisRow(None, None, 4, 64, 16, 8, 264),
+    AxisRow(None, None, 8, 16, 32, 2, 792),
+    AxisRow(None, None, 8, 32, 16, 4, 660),
+    AxisRow(None, True, 8, 64, 16, 8, 264),  # that of the backward spills in its loop
 ]
 
 

@@ -30,18 +30,18 @@ def sum_columns(
 
 
 # neither the batch nor which gradients are wanted compiles another kernel
-@triton.jit(do_not_specialize=["rows_h", "rows_w", "programs_h", "programs_w"])
+@triton.jit(do_not_specialize=["rows_h", "rows_w", "parts", "programs_h", "programs_w"])
 def weight_sums_kernel(
     partial_h_ptr,  # [rows_h, H * H + H]
     partial_w_ptr,  # [rows_w, W * W + W]
-    total_ptr,  # [C, COLUMNS]: the gradient of fuse, then that of its bias
+    total_ptr,  # [parts, C, COLUMNS]: the gradient of fuse, then that of its bias
     proj_h_ptr,  # [H, H]; these six are contiguous, of any types
     bias_h_ptr,  # [H]
     proj_w_ptr,  # [W, W]
     bias_w_ptr,  # [W]
     fuse_ptr,  # [C, 3C]
     bias_ptr,  # [C]
-    rows_h, rows_w,
+    rows_h, rows_w, parts,
     programs_h, programs_w,  # each 0 where not wanted
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,  # elements at a time
@@ -61,32 +61,35 @@ def weight_sums_kernel(
     else:
         index = (pid - programs_h - programs_w) * TILE + tl.arange(0, TILE)
         row, column = index // COLUMNS, index % COLUMNS
-        total = tl.load(total_ptr + index, mask=row < CHANNELS, other=0.0)
+        total = tl.zeros((TILE,), total_ptr.dtype.element_ty)
+        for part in range(parts):
+            offset = part * (CHANNELS * COLUMNS)
+            total += tl.load(total_ptr + offset + index, mask=row < CHANNELS, other=0.0)
         inside = (row < CHANNELS) & (column < 3 * CHANNELS)
         tl.store(fuse_ptr + row * (3 * CHANNELS) + column, total, mask=inside)
         tl.store(bias_ptr + row, total, mask=(row < CHANNELS) & (column == 3 * CHANNELS))
 
 
-TILE, ROWS, NUM_WARPS = 1024, 32, 4
+TILE, ROWS, NUM_WARPS = 2048, 256, 8
 
 
 def weight_sums_plan(
     size: tuple[int, int, int],  # C, H, W
-    columns: int,
+    total: tuple[int, int, int],
     rows_h: int,
     rows_w: int,
-    need_fuse: bool,
 ) -> Plan:
-    """The plan of ``weight_sums_kernel``; rows are 0 where a gradient is not wanted."""
+    """The plan of ``weight_sums_kernel``; rows and parts are 0 where a gradient is not wanted."""
+    parts, _, columns = total
     channels, height, width = size
     block = TILE // ROWS
     programs_h = triton.cdiv(height * (height + 1), block) if rows_h else 0
     programs_w = triton.cdiv(width * (width + 1), block) if rows_w else 0
-    programs = triton.cdiv(channels * columns, TILE) if need_fuse else 0
+    programs = triton.cdiv(channels * columns, TILE) if parts else 0
     return Plan(
         weight_sums_kernel,
         programs_h + programs_w + programs,
-        (rows_h, rows_w, programs_h, programs_w),
+        (rows_h, rows_w, parts, programs_h, programs_w),
         {
             "CHANNELS": channels,
             "COLUMNS": columns,

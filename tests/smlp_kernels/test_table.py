@@ -15,7 +15,7 @@ from smlp_kernels.table import AxisRow, add_row, set_rows
 from tests.smlp_kernels.oracle import Case
 
 CASE = Case(3, 7, 9, 20)
-GOOD = AxisRow((90, 103), None, 2, 64, 2048, 4, 300, 128)
+GOOD = AxisRow((90, 103), None, 2, 64, 32, 4, 300, 128)
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def shipped() -> Iterator[list[AxisRow]]:
         ("forward", "both", r"row.forward: expected None, True or False, got 'both'"),
         ("itemsize", 16, r"row.itemsize: expected 2, 4 or 8, got 16"),
         ("positions", 56, r"row.positions: expected a power of two from 16 to 256, got 56"),
-        ("elements", 3000, r"row.elements: expected a power of two up to 2\*\*20, got 3000"),
-        ("elements", 2048.0, r"row.elements: expected a power of two up to .*, got 2048.0"),
+        ("columns", 48, r"row.columns: expected a power of two from 16 to 2\*\*16, got 48"),
+        ("columns", 64.0, r"row.columns: expected a power of two from 16 to .*, got 64.0"),
         ("num_warps", 6, r"row.num_warps: expected a power of two up to 32, got 6"),
         ("programs", 0, r"row.programs: expected at least 1, got 0"),
         ("registers", 256, r"row.registers: expected None or 24 to 255, got 256"),
@@ -97,9 +97,9 @@ def test_registers_of_both_axes_are_those_of_the_row() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        AxisRow(None, None, 8, 16, 256, 1, 2),
-        AxisRow(None, False, 8, 16, 1024, 8, 5),
-        AxisRow(None, True, 8, 16, 2**12, 4, 1),
+        AxisRow(None, None, 8, 16, 16, 1, 2),
+        AxisRow(None, False, 8, 16, 64, 8, 5),
+        AxisRow(None, True, 8, 16, 256, 4, 1),
     ],
     ids=str,
 )
@@ -131,16 +131,14 @@ def test_values_with_an_added_row(row: AxisRow, monkeypatch: pytest.MonkeyPatch)
             assert_close(a, e, None, eps=EPS[torch.float64])
         found: dict[str, set[int]] = {"axis_kernel": set(), "both_axes_kernel": set()}
         for plan in planned:
-            k = plan.constants
-            if "LINES" in k:
-                found["axis_kernel"].add(k["LINES"] * k["BLOCK_C"])
-            elif "LINES_H" in k:
-                found["both_axes_kernel"].add(k["LINES_H"] * k["BLOCK_C_H"])
+            name, constants = plan.kernel.__name__, plan.constants
+            if name in found:
+                found[name].add(constants.get("TILE") or constants["TILE_H"])
         return found
 
     before = tiles()
     add_row(row)
-    added = {row.elements // 16}
+    added = {row.columns}
     assert (
         before
         != tiles()

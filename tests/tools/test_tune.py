@@ -45,7 +45,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, time: Any) -> list[tuple[str, Axis
 
     def usable(providers: list[Any], pass_: str) -> Any:
         row = axis_row(28, torch.bfloat16, 90, pass_ == "inference")
-        return ([], {"fused": "WrongResultError: y"}) if row.elements == 8192 else (providers, {})
+        return ([], {"fused": "WrongResultError: y"}) if row.columns == 256 else (providers, {})
 
     def gpu_times(providers: list[Any], pass_: str) -> dict[str, GpuTime]:
         assert ops.run_hopper is None  # it has no tiles
@@ -67,7 +67,7 @@ def test_the_fastest_rows_are_printed(
     def time(pass_: str, h: AxisRow, w: AxisRow) -> float:
         if pass_ == "inference":
             return 100 * h.num_warps + h.programs / 132
-        return 50 if w.registers == 128 and w.elements == 1024 else 60
+        return 50 if w.registers == 128 and w.columns == 64 else 60
 
     timed = stand_in(monkeypatch, time)
     assert main(ARGUMENTS) == 0
@@ -76,15 +76,15 @@ def test_the_fastest_rows_are_printed(
         "2,16,28,8 [2, 16, 28, 8], bf16, a GPU, Triton " + tune.triton.__version__ + ":"
     )
     assert lines[start + 1 :] == [
-        "AxisRow((90,), True, 2, 32, 1024, 2, 264, None),  # forward: 202.0 us for 408.0",
-        "AxisRow((90,), False, 2, 16, 1024, 2, 792, 128),  # backward: 50.0 us for 60.0",
+        "AxisRow((90,), True, 2, 32, 32, 2, 264, None),  # forward: 202.0 us for 404.0",
+        "AxisRow((90,), False, 2, 16, 64, 2, 792, 128),  # backward: 50.0 us for 60.0",
     ]
     searched = [line for line in lines[:start] if line]
     assert sum("as it is" in line for line in searched) == 4  # two passes, two axes
     refused = [line for line in searched if "num_warps=8" in line]
     assert refused and all("local-memory instructions in loops" in line for line in refused)
     assert not [rows for rows in timed if 8 in (rows[1].num_warps, rows[2].num_warps)]
-    wrong = [line for line in searched if "positions=32, elements=8192, num_warps=2" in line]
+    wrong = [line for line in searched if "positions=32, columns=256, num_warps=2" in line]
     assert wrong and all(line.endswith(": WrongResultError: y") for line in wrong)
 
 
