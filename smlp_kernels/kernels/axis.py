@@ -46,7 +46,7 @@ def run_along(
     lines,  # images * WIDTH along H, images * HEIGHT along W
     programs,
     first,  # 1 for the first chunk of a batch: nothing was added up before
-    stride_out, stride_in,
+    STRIDE_OUT: tl.constexpr, STRIDE_IN: tl.constexpr,  # constants, so that loads are wide
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr,  # in the backward it runs first, and leaves Ph' Gh + Gi in place of Gi
     NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,  # dx; [x_h | x_w | x | 1]
@@ -61,10 +61,8 @@ def run_along(
     STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
-    if NEED_X:
-        proj_t = load_matrix(proj_ptr, i, k, SIZE, SIZE, stride_in, stride_out)
+    proj = load_matrix(proj_ptr, i, k, SIZE, SIZE, STRIDE_OUT, STRIDE_IN)
     if NEED_FUSE:
-        proj = load_matrix(proj_ptr, i, k, SIZE, SIZE, stride_out, stride_in)
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
     if partial_ptr is not None:
@@ -96,7 +94,7 @@ def run_along(
         if NEED_FUSE or partial_ptr is not None:
             x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0)
         if NEED_X:
-            dx = tl.dot(proj_t, g, out_dtype=ACC, input_precision=PRECISION) + rest.to(ACC)
+            dx = tl.dot(tl.trans(proj), g, out_dtype=ACC, input_precision=PRECISION) + rest.to(ACC)
         if partial_ptr is not None:
             gram = tl.dot(g, tl.trans(x), gram, out_dtype=ACC, input_precision=PRECISION)
             total += tl.sum(g.to(ACC), 1)
@@ -127,7 +125,7 @@ def run_along(
 @triton.jit(do_not_specialize=["lines", "programs", "first"])  # a new batch size: no new kernel
 def axis_kernel(
     g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs, first,
-    stride_out, stride_in,
+    STRIDE_OUT: tl.constexpr, STRIDE_IN: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr, NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
     POSITIONS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
@@ -135,7 +133,7 @@ def axis_kernel(
     """``run_along`` one axis; arguments as there."""
     run_along(
         tl.program_id(0), g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs,
-        first, stride_out, stride_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
+        first, STRIDE_OUT, STRIDE_IN, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
         POSITIONS, TILE, PRECISION,
     )  # fmt: skip
 
@@ -148,8 +146,9 @@ def both_axes_kernel(
     bias_h_ptr,  # [H] or None
     proj_w_ptr,  # [W, W] out, in
     bias_w_ptr,  # [W] or None
-    lines_h, programs_h, stride_h_out, stride_h_in,
-    lines_w, programs_w, stride_w_out, stride_w_in,
+    lines_h, programs_h, lines_w, programs_w,
+    STRIDE_H_OUT: tl.constexpr, STRIDE_H_IN: tl.constexpr,
+    STRIDE_W_OUT: tl.constexpr, STRIDE_W_IN: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     POSITIONS_H: tl.constexpr, TILE_H: tl.constexpr,
     POSITIONS_W: tl.constexpr, TILE_W: tl.constexpr,
@@ -160,13 +159,13 @@ def both_axes_kernel(
     if pid < programs_h:
         run_along(
             pid, rows_ptr, x_ptr, None, proj_h_ptr, bias_h_ptr, None, lines_h, programs_h, 1,
-            stride_h_out, stride_h_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
+            STRIDE_H_OUT, STRIDE_H_IN, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
             POSITIONS_H, TILE_H, PRECISION,
         )  # fmt: skip
     else:
         run_along(
             pid - programs_h, rows_ptr, x_ptr, None, proj_w_ptr, bias_w_ptr, None, lines_w,
-            programs_w, 1, stride_w_out, stride_w_in, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
+            programs_w, 1, STRIDE_W_OUT, STRIDE_W_IN, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
             False, True, POSITIONS_W, TILE_W, PRECISION,
         )  # fmt: skip
 
@@ -271,11 +270,12 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
     return Plan(
         both_axes_kernel,
         h.programs + w.programs,
-        (
-            *(pixels // height, h.programs, *strides[:2]),
-            *(pixels // width, w.programs, *strides[2:]),
-        ),
+        (pixels // height, h.programs, pixels // width, w.programs),
         {
+            "STRIDE_H_OUT": strides[0],
+            "STRIDE_H_IN": strides[1],
+            "STRIDE_W_OUT": strides[2],
+            "STRIDE_W_IN": strides[3],
             "CHANNELS": channels,
             "COLUMNS": matrix_columns(channels),
             "HEIGHT": height,
@@ -303,8 +303,10 @@ def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Pl
     return Plan(
         axis_kernel,
         axis.programs,
-        (pixels // (height if axis.along_h else width), axis.programs, int(first), *proj_strides),
+        (pixels // (height if axis.along_h else width), axis.programs, int(first)),
         {
+            "STRIDE_OUT": proj_strides[0],
+            "STRIDE_IN": proj_strides[1],
             "CHANNELS": channels,
             "COLUMNS": matrix_columns(channels),
             "HEIGHT": height,
