@@ -62,9 +62,8 @@ def run_along(
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
     proj = load_matrix(proj_ptr, i, k, SIZE, SIZE, STRIDE_OUT, STRIDE_IN)
-    if NEED_FUSE:
-        if bias_ptr is not None:
-            bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
+    if NEED_FUSE and bias_ptr is not None:
+        bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
     if partial_ptr is not None:
         partial_ptr += pid * (SIZE * (SIZE + 1))
         gram_ptr = partial_ptr + (i[:, None] * SIZE + k[None, :])
