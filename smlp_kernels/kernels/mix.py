@@ -1,7 +1,7 @@
 """The forward as launches: for every chunk of images both axes, then a product over channels.
 
-    [x_h | x_w | x | 1] = [Ph x + bh | x Pw' + bw | x | 1]    kernels/axis.py
-    y = [x_h | x_w | x] [Fh | Fw | Fi]' + bias                PyTorch's product (cuBLAS)
+    [x_h | x_w | x] = [Ph x + bh | x Pw' + bw | x]    kernels/axis.py
+    y = [x_h | x_w | x] [Fh | Fw | Fi]' + bias        PyTorch's product (cuBLAS)
 
 The concatenation is a matrix [pixels, 3C + pad] of a chunk of images only, meant to stay in the L2
 cache: GPU memory would then see x read once and y written once.
@@ -53,9 +53,6 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
         fuse = fuse.reshape(channels, -1).t()
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    columns = 3 * channels
-    if plan.bias_in_product and bias is not None and bias.dim() == 1:
-        fuse, bias, columns = torch.cat([fuse, bias[None]]), None, columns + 1  # [3C + 1, C]
     matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
     for chunk in plan.chunks:
         both, plan_h, plan_w = chunk.plans
@@ -68,7 +65,7 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
             rows, first = matrix[: chunk.pixels], not chunk.first
             run_axis(plan.h, plan_h, (rows, x_images, None, *along_h, None), first, launch)
             run_axis(plan.w, plan_w, (rows, x_images, None, *along_w, None), first, launch)
-        mixed = matrix.as_strided((chunk.pixels, columns), (plan.matrix[1], 1))
+        mixed = matrix.as_strided((chunk.pixels, 3 * channels), (plan.matrix[1], 1))
         if bias is None:
             torch.mm(mixed, fuse, out=y_rows)
         elif bias.dim() == 1:
@@ -81,17 +78,13 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
     return y
 
 
-BIAS_CHUNKS = 4  # from which on the bias is a row of the weights
-
-
 class MixPlan(NamedTuple):
     """All of a forward but the tensors."""
 
     x_is_rows: bool  # else it is copied, a chunk at a time
     y_is_rows: bool
     chunks: tuple[Chunk, ...]
-    matrix: tuple[int, int]  # shape of [x_h | x_w | x | 1]
-    bias_in_product: bool
+    matrix: tuple[int, int]  # shape of [x_h | x_w | x | pad]
     h: Axis
     w: Axis
 
@@ -122,8 +115,4 @@ def mix_plan(
         return None, axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
 
     matrix = images * height * width, matrix_columns(channels)
-    chunks = chunks_of(shape, images, plans)
-    # cuBLAS adds a bias in slower kernels; in 16-bit types it is the same as a row of the weights,
-    # whose copy takes as long as is saved in two chunks
-    bias_in_product = len(chunks) >= BIAS_CHUNKS and dtype.itemsize == 2
-    return MixPlan(x_is_rows, y_is_rows, chunks, matrix, bias_in_product, h, w)
+    return MixPlan(x_is_rows, y_is_rows, chunks_of(shape, images, plans), matrix, h, w)

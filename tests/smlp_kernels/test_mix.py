@@ -48,7 +48,7 @@ def test_chunks_of_a_batch(layout: str, copies: int, monkeypatch: pytest.MonkeyP
     """Two images at a time, and one at the end."""
     case = Case(5, 6, 7, 9)
     arguments = case.arguments(torch.float64, layout)
-    columns = 32 + copies * case.channels  # 3 * 9 + 1, up to sixteens; then those of x and y
+    columns = 32 + copies * case.channels  # 3 * 9 + 1, up to eights; then those of x and y
     image = case.height * case.width * columns * 8
     monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * image)
     monkeypatch.setattr(mix, "mix_plan", mix.mix_plan.__wrapped__)
@@ -64,32 +64,6 @@ def test_chunks_of_a_batch(layout: str, copies: int, monkeypatch: pytest.MonkeyP
     assert launched.count("both_axes_kernel") == 3
     assert launched.count("copy_images_kernel") == 3 * copies
     assert_close(actual, formula(*to_float64(arguments)), None, eps=EPS[torch.float64])
-
-
-@pytest.mark.parametrize("case", [Case(9, 6, 7, 9), Case(9, 6, 7, 9, bias=False)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_bias_of_many_chunks(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In 16-bit types it is a row of the weights, which the ones of the matrix multiply."""
-    image = case.height * case.width * 32 * dtype.itemsize
-    monkeypatch.setattr(rows, "CHUNK_BYTES", 2 * image)
-    monkeypatch.setattr(mix, "mix_plan", mix.mix_plan.__wrapped__)
-    multiplied = []
-    original = torch.mm
-
-    def record(left: torch.Tensor, right: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
-        multiplied.append(len(right))
-        return original(left, right, **options)
-
-    monkeypatch.setattr(torch, "mm", record)
-    arguments = case.arguments(dtype, "channels_last")
-    actual = fused_smlp(*arguments)
-    if not case.bias:
-        assert multiplied == [27] * 5
-    else:
-        assert multiplied == ([28] * 5 if dtype == torch.float16 else [])
-    assert_close(actual, formula(*to_float64(arguments)), smlp(*arguments), eps=EPS[dtype])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "bordered", "strided", "transposed"])
