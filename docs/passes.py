@@ -120,7 +120,7 @@ def fused(height: int) -> list[str]:
         text(532, first + lanes / 2 - 8, "x"),
         text(532, second + lanes / 2 - 8, "y"),
         text(590, middle - 12, "[x_h | x_w | x] of some images,"),
-        text(590, middle + 6, "at most 32 MB, used again"),
+        text(590, middle + 6, "at most 34.5 MB, used again"),
         text(590, middle + 24, "for the next images"),
     ]
     for lane in (0.5, 1.5, 2.5):

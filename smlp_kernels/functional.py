@@ -36,7 +36,7 @@ def fused_smlp(
 
     One kernel projects along both axes and cuBLAS takes the product, a chunk of the batch at a
     time; an axis of more than 64 positions, in 16-bit types more than 128, is projected by
-    PyTorch's products. A chunk takes at most 32 MB of scratch memory, or what one image needs.
+    PyTorch's products. A chunk takes at most 34.5 MB of scratch memory, or what one image needs.
     ``x`` is all that is kept for the backward pass. On compute capability 9.0, one kernel in CUDA
     C++ computes the forward of the sizes that it takes (DESIGN.md says which).
 
