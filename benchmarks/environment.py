@@ -18,13 +18,16 @@ def describe() -> machine.Facts:
 def commit() -> str:
     """Short hash of the checkout, with ``+`` if tracked files differ from it.
 
-    ``SMLP_COMMIT`` stands in where the code was copied without its git directory; then ``unknown``.
+    ``SMLP_COMMIT``, where it is set, comes first: the code may have been copied without its git
+    directory, or next to that of another commit. Without either it is ``unknown``.
     """
+    if told := os.environ.get("SMLP_COMMIT"):
+        return told
     try:
         found = _git("rev-parse", "--short=9", "HEAD")
         return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SMLP_COMMIT", "unknown")
+        return "unknown"
 
 
 def _git(*arguments: str) -> str:

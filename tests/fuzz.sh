@@ -21,9 +21,11 @@ part() {
 export -f part
 
 "$PYTHON" -c 'import platform, torch, triton
+from datetime import UTC, datetime
+from benchmarks.environment import commit
 print(f"Python {platform.python_version()}, torch {torch.__version__}, triton {triton.__version__}, "
-      f"GPU {torch.cuda.get_device_name() if torch.cuda.is_available() else None}")'
-printf 'commit %s, %s\n' "$(git rev-parse --short HEAD)" "$(date -u +%Y-%m-%dT%H:%MZ)"
+      f"GPU {torch.cuda.get_device_name() if torch.cuda.is_available() else None}")
+print(f"commit {commit()}, {datetime.now(UTC):%Y-%m-%dT%H:%MZ}")'
 status=0
 seq "$first" $((first + parts - 1)) | xargs -P "$processes" -I{} bash -c 'part {}' || status=1
 printf '%s parts of %s cases, %s\n' "$parts" "$SMLP_FUZZ_CASES" "$([ $status = 0 ] && echo 'all passed' || echo 'some FAILED')"

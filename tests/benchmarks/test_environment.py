@@ -1,4 +1,4 @@
-"""The commit that a number was measured at, and what stands in for it without git."""
+"""The commit that a number was measured at: as the environment says, or else git."""
 
 import subprocess
 
@@ -7,7 +7,8 @@ import pytest
 from benchmarks import environment
 
 
-def test_commit_is_that_of_the_checkout() -> None:
+def test_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMLP_COMMIT", raising=False)
     command = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(command, cwd=environment.ROOT, capture_output=True, text=True)
     if head.returncode:
@@ -15,12 +16,21 @@ def test_commit_is_that_of_the_checkout() -> None:
     assert head.stdout.startswith(environment.commit().rstrip("+"))
 
 
-def test_commit_from_the_environment_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_is_unknown_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_git(*_: str) -> str:
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(environment, "_git", no_git)
     monkeypatch.delenv("SMLP_COMMIT", raising=False)
     assert environment.commit() == "unknown"
+
+
+def test_commit_from_the_environment_comes_before_that_of_git(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The git directory next to copied code may be of another commit."""
+    monkeypatch.setattr(environment, "_git", lambda *_: "old000000")
     monkeypatch.setenv("SMLP_COMMIT", "abc123")
     assert environment.commit() == "abc123"
+    monkeypatch.setenv("SMLP_COMMIT", "")
+    assert environment.commit() == "old000000+"  # git status, which lists changed files, is not empty
