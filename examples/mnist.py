@@ -165,7 +165,7 @@ def training(config: TrainConfig) -> Training:
         gc.collect()  # an earlier run's optimizer and model refer to each other
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    summary = train(config)
+    summary = train(config, fuse=fuse_model)
     peak = torch.cuda.max_memory_allocated() - before if on_gpu else None
     epochs, steps = (_rows(summary.out / name) for name in ("epochs.csv", "log.csv"))
     seconds = [float(row["seconds"]) for row in epochs]

@@ -185,7 +185,7 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
     given = {name: value for name, value in options.items() if value is not None}
     if arguments.checkpoint is None:
         torch.manual_seed(0)
-        return build_model(arguments.model, given, fused=False), None
+        return build_model(arguments.model, given), None
     if given:
         raise ValueError(
             f"checkpoint: expected without sizes, got {', '.join(given)}; it has its own"

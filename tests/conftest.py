@@ -7,7 +7,9 @@ be chosen before they are imported.
 import dataclasses
 import gc
 import os
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Tests run side by side and their tensors are small: threads would only get into each other's way.
@@ -75,6 +77,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     names = pyfuncitem._fixtureinfo.argnames
     with_room(pyfuncitem.obj, {name: pyfuncitem.funcargs[name] for name in names})
     return True
+
+
+@pytest.fixture
+def declared_entry_points(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Child processes find the entry points of pyproject.toml, whatever is installed."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    folder = tmp_path_factory.mktemp("path")
+    metadata = folder / "declared-0.dist-info"  # its own name: one that is installed hides none
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: declared\nVersion: 0\n")
+    lines = []
+    for group, entry_points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entry_points.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,7 +14,7 @@ from smlp.train.config import TrainConfig
 from smlp.train.evaluate import evaluate_run
 from smlp.train.loaders import Source
 from smlp.train.logs import Log, progress
-from smlp.train.models import MODEL
+from smlp.train.models import MODEL, Fuse, installed_fuse
 from smlp.train.parallel import World
 from smlp.train.run import REMEDIES, Result, Run, average_weights, build, learning_rate, open_source
 from smlp.train.stop import Stopped, stop_requests
@@ -46,7 +46,7 @@ class Summary:
         return f"{self.held_out}, after {self.steps} steps\n{kept}"
 
 
-def train(config: TrainConfig) -> Summary:
+def train(config: TrainConfig, *, fuse: Fuse | None = None) -> Summary:
     """Train a network and leave checkpoints and logs in ``config.out``.
 
     Started by torchrun it runs on all its processes. With ``config.resume`` it continues from the
@@ -56,24 +56,31 @@ def train(config: TrainConfig) -> Summary:
 
     Args:
         config: what to train, on what, how.
+        fuse: what swaps the fused blocks in if ``config.fused``, such as
+            ``smlp_kernels.fuse_model``; by default that of the installed package.
 
     Returns:
         The outcome on the held-out images.
 
     Raises:
         ValueError: if options do not fit together, the data, or the checkpoint.
-        ImportError: if an optional package is missing, with the command that installs it.
+        ImportError: if an optional package is missing, with the command that installs it, or the
+            one that has the fused blocks.
         OSError: if a file or folder cannot be read or written.
         FloatingPointError: if the loss stops being a number; the last checkpoint is older.
         Stopped: (a KeyboardInterrupt) after saving, if a signal asked the run to stop.
     """
+    if not config.fused:
+        fuse = None
+    elif fuse is None:
+        fuse = installed_fuse()
     with parallel.world_of(config.device) as world:
         out = Path(config.out)
         saved = state.last_checkpoint(out, config)
         source = open_source(config, world)
         if saved is not None:
             state.check_images(saved, source, config)
-        run = build(config if saved is None else replace(config, init=None), source, world)
+        run = build(config if saved is None else replace(config, init=None), source, world, fuse)
         if saved is not None:
             state.restore(run, saved, config, world)
         log = None

@@ -1,9 +1,13 @@
 """Networks by name, with the sizes that fit the data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import smlp
 from smlp.ablations import ablate
@@ -13,6 +17,10 @@ from smlp.train import checkpoint
 from smlp.train.config import BUNDLED, TrainConfig
 
 MODEL = "model.pt"  # the file of trained weights in the folder of a run
+FUSE = "smlp.fuse"  # group of entry points, see installed_fuse
+
+Fuse = Callable[[nn.Module], object]
+"""Swaps the blocks inside a model for fused ones, in place."""
 
 # Small enough for a CPU; each reaches more than 95 % of held-out images in a minute or two.
 SIZES_FOR_DATA: dict[str, dict[str, Any]] = {
@@ -40,18 +48,34 @@ def model_arguments(
     return arguments
 
 
-def build_model(name: str, arguments: dict[str, Any], *, fused: bool) -> PyramidNetwork:
+def installed_fuse() -> Fuse:
+    """Load the first entry point of the group ``smlp.fuse``, which an installed package declares.
+
+    The kernels build on ``smlp``, so it finds them by their package's metadata.
+
+    Raises:
+        ImportError: if no installed package declares one, or it cannot be imported.
+    """
+    for entry_point in entry_points(group=FUSE):
+        fuse: Fuse = entry_point.load()
+        return fuse
+    raise ImportError(
+        f"fused: expected an installed package with an entry point in the group {FUSE}, got none; "
+        "in a checkout of smlp-kernels, pip install . (or -e .) installs it"
+    )
+
+
+def build_model(name: str, arguments: dict[str, Any], fuse: Fuse | None = None) -> PyramidNetwork:
     """Build a network by its name on the command line.
 
     Args:
         name: one of :data:`smlp.train.config.MODELS`.
         arguments: of the network; ``ablation`` among them is one of
             :data:`smlp.ablations.ABLATIONS`.
-        fused: whether to swap the fused blocks in.
+        fuse: what swaps the fused blocks in; None leaves them plain.
 
     Raises:
         ValueError: if the sizes do not divide, or the network has no ablations.
-        ImportError: if ``fused`` is asked for and the kernels cannot be imported.
     """
     sizes = {key: value for key, value in arguments.items() if key != "ablation"}
     builder: Any = smlp.SparseMLP if name == "sparse_mlp" else getattr(smlp, name)
@@ -61,10 +85,8 @@ def build_model(name: str, arguments: dict[str, Any], *, fused: bool) -> Pyramid
             raise ValueError(f"ablation: expected an smlpnet to change, got {got!r} of {name}")
         builder = partial(ablate, arguments["ablation"], builder)
     model: PyramidNetwork = builder(**sizes)
-    if fused:
-        from smlp_kernels import fuse_model  # only here: training without it needs no Triton
-
-        fuse_model(model)
+    if fuse is not None:
+        fuse(model)
     return model
 
 
@@ -111,6 +133,6 @@ def load_network(path: str | Path) -> Trained:
             f"checkpoint: expected the {MODEL} of a run of smlp train, got {path} without "
             f"{', '.join(sorted(missing))}"
         )
-    network = build_model(content["model"], content["arguments"], fused=False)
+    network = build_model(content["model"], content["arguments"])
     network.load_state_dict(content["state_dict"])
     return Trained(network.eval(), **{name: content[name] for name in about})

@@ -17,7 +17,7 @@ from smlp.train import parallel
 from smlp.train.config import BUNDLED, TrainConfig
 from smlp.train.image_folder import ImageFolderSource
 from smlp.train.loaders import InMemory, Source
-from smlp.train.models import build_model, model_arguments
+from smlp.train.models import Fuse, build_model, model_arguments
 from smlp.train.parallel import World
 
 WARMUP_START = 1e-3  # of the learning rate
@@ -113,13 +113,12 @@ def open_source(config: TrainConfig, world: World) -> Source:
     return source
 
 
-def build(config: TrainConfig, source: Source, world: World) -> Run:
+def build(config: TrainConfig, source: Source, world: World, fuse: Fuse | None = None) -> Run:
     """Build the network and what trains it, the same weights on every process.
 
     Raises:
         ValueError: if sizes do not divide, ``config.init`` does not fit, or an option needs another
             device or a larger batch.
-        ImportError: if the fused blocks cannot be imported.
         OSError: if ``config.init`` cannot be read.
     """
     if config.sync_bn and world.device.type != "cuda":
@@ -130,7 +129,7 @@ def build(config: TrainConfig, source: Source, world: World) -> Run:
     sharded = world.size > 1 and config.parallel == "fsdp"
     arguments = model_arguments(config, source.image_size, source.in_channels, len(source.classes))
     torch.manual_seed(config.seed)
-    network = build_model(config.model, arguments, fused=config.fused).to(world.device)
+    network = build_model(config.model, arguments, fuse).to(world.device)
     _check_batch_norm(network, config, world)
     if config.init is not None:
         _start_from(network, config.init)

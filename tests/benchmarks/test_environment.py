@@ -33,4 +33,4 @@ def test_commit_from_the_environment_comes_before_that_of_git(
     monkeypatch.setenv("SMLP_COMMIT", "abc123")
     assert environment.commit() == "abc123"
     monkeypatch.setenv("SMLP_COMMIT", "")
-    assert environment.commit() == "old000000+"  # git status, which lists changed files, is not empty
+    assert environment.commit().startswith("old000000")

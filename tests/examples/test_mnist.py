@@ -155,7 +155,7 @@ def test_logs_are_read_and_the_first_epoch_is_not_timed(
     header = "epoch,step,train_loss,loss,accuracy,ema_loss,ema_accuracy,seconds\n"
     (tmp_path / "epochs.csv").write_text(header + rows)
     summary = Summary(tmp_path, 3, Result(2, False, 0.4, 0.97), True)
-    monkeypatch.setattr(mnist, "train", lambda config: summary)
+    monkeypatch.setattr(mnist, "train", lambda config, fuse: summary)
     result = mnist.training(replace(mnist.SETTINGS, device="cpu"))
     assert result == mnist.Training(0.97, [2.5, 1.5, 0.5], [2.5, 1.5, 0.5], 2.0, None)
     assert str(result) == "held-out accuracy 97.00%, training loss 0.5000, 2.00 s per epoch"

@@ -104,6 +104,7 @@ def test_demo(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("declared_entry_points")
 def test_training(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="needs the demo extra")
     command = ("-m", "smlp.train", "--out", str(tmp_path / "run"), "--no-progress")

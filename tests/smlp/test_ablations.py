@@ -148,7 +148,7 @@ def test_unknown_and_impossible_ablations_are_refused_by_name() -> None:
     with pytest.raises(
         ValueError, match=r"ablation: expected an smlpnet .* got 'sum' of sparse_mlp"
     ):
-        build_model("sparse_mlp", {"ablation": "sum"}, fused=False)
+        build_model("sparse_mlp", {"ablation": "sum"})
 
 
 def test_the_comparison_trains_each_and_is_not_repeated(

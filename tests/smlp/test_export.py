@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import smlp
 from smlp import FeaturePyramid, SMLPBlock, SMLPNet, SparseMLP
 from smlp.cli import main
 from smlp.export import example, export_onnx, largest_difference, without_fused_blocks
@@ -143,14 +141,6 @@ def test_backbones_have_several_outputs(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["output_0", "output_1"]
     assert largest_difference(tmp_path / "m.onnx", backbone, images) < ROUNDING
-
-
-def test_no_package_of_smlp_imports_the_kernels() -> None:
-    """Which need Triton; but for the command that asks for them by ``--fused``."""
-    folder = Path(smlp.__file__).parent
-    code = re.compile(r"^\s*(import|from) smlp_kernels", re.M)
-    found = {p.name for p in folder.glob("*.py") if code.search(p.read_text())}
-    assert not found
 
 
 def test_what_cannot_be_exported_is_refused_by_name(

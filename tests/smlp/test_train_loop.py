@@ -1,11 +1,13 @@
 """Whole training runs on real digits: against a loop written out here, and refused."""
 
 import functools
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import smlp
 from smlp.data import digits
-from smlp.train import TrainConfig, checkpoint, train
+from smlp.train import TrainConfig, checkpoint, loop, models, train
 from smlp.train.loaders import epoch_shares
 from smlp.train.loop import _step
 from smlp.train.models import load_network
@@ -139,6 +141,7 @@ def test_compiled_it_computes_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     assert losses(tmp_path / "compiled") == losses(tmp_path / "eager")
 
 
+@pytest.mark.usefixtures("declared_entry_points")
 def test_fused_blocks_train_to_the_same_losses(tmp_path: Path) -> None:
     pytest.importorskip("smlp_kernels")
     options = "--epochs 1 --warmup-epochs 0 --d-model 8 --depth 2,1 --batch-size 128 --no-progress"
@@ -155,6 +158,42 @@ def test_fused_blocks_train_to_the_same_losses(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / n / "model.pt")["state_dict"] for n in ("fused", "reference")
     ]
     assert weights[0].keys() == weights[1].keys()
+
+
+def test_fused_blocks_that_nothing_declares_are_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "entry_points", lambda group: EntryPoints())
+    monkeypatch.delattr(loop, "open_source")
+    config = replace(SMALL, out=str(tmp_path / "out"), fused=True)
+    with pytest.raises(ImportError, match=r"fused: expected an installed .* smlp\.fuse, got none"):
+        train(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_are_swapped_if_asked_for_by_what_is_given_or_else_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = EntryPoints([EntryPoint("any", "math:sqrt", "smlp.fuse")])
+    monkeypatch.setattr(models, "entry_points", lambda group: declared.select(group=group))
+    used = []
+
+    def build_and_stop(*arguments: object) -> None:
+        used.append(arguments[-1])
+        raise NotImplementedError
+
+    monkeypatch.setattr(loop, "build", build_and_stop)
+    for fused, given in ((False, math.cbrt), (True, math.cbrt), (True, None)):
+        with pytest.raises(NotImplementedError):
+            train(replace(SMALL, out=str(tmp_path), fused=fused), fuse=given)
+    assert used == [None, math.cbrt, math.sqrt]
+
+    swapped: list[nn.Module] = []
+    arguments = {"image_size": 8, "patch_size": 1, "in_channels": 1, "num_classes": 10}
+    model = models.build_model(
+        "sparse_mlp", {**arguments, "d_model": 4, "depth": (1,)}, swapped.append
+    )
+    assert swapped == [model]
 
 
 def test_a_diverged_run_stops_and_says_where(tmp_path: Path) -> None:

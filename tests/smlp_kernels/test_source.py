@@ -57,6 +57,16 @@ def modules_imported(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, (node.module or "").partition(".")[0]
 
 
+def test_nothing_in_smlp_imports_the_kernels() -> None:
+    """Not even in a function, nor by a name in a string."""
+    for path in (ROOT / "smlp").rglob("*.py"):
+        nodes = list(ast.walk(tree(path)))
+        texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        names = {re.split("[.:]", text)[0] for text in texts}
+        names |= {name for _, name in modules_imported(path)}
+        assert "smlp_kernels" not in names, path
+
+
 def test_kernels_are_launched_in_one_place_under_the_device_guard() -> None:
     """``kernel[grid](...)`` takes the current device, so a bare one is wrong on a second GPU."""
     found = {
