@@ -154,6 +154,14 @@ def dense(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
 
+def as_it_lies(proj: Tensor) -> tuple[Tensor, bool]:
+    """A projection, and whether it lies transposed; a copy where it does not lie densely."""
+    if proj.is_contiguous():
+        return proj, False
+    transposed = proj.t().is_contiguous()
+    return (proj, True) if transposed else (proj.contiguous(), False)
+
+
 def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
     """Weights in the type of ``x``; what autocast converts takes one launch for all of them."""
     for weight in weights:

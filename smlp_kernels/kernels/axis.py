@@ -23,15 +23,7 @@ import triton.language as tl
 
 from smlp_kernels.kernels.rows import chunk_images
 from smlp_kernels.kernels.tiles import AxisRow, axis_row
-from smlp_kernels.launch import Plan, Strides, cdiv
-
-
-@triton.jit
-def load_matrix(ptr, rows, cols, n_rows, n_cols, stride_row, stride_col):
-    """Tile of a matrix, zero outside [n_rows, n_cols]; rows [R], cols [C] -> [R, C]."""
-    offsets = rows[:, None] * stride_row + cols[None, :] * stride_col
-    mask = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
-    return tl.load(ptr + offsets, mask=mask, other=0.0)
+from smlp_kernels.launch import Plan, cdiv
 
 
 @triton.jit
@@ -40,13 +32,13 @@ def run_along(
     g_ptr,  # [pixels, COLUMNS]: Gh, Gw, Gi or nothing yet, and room for ones
     x_ptr,  # [pixels, C]; None where only dx is wanted
     dx_ptr,  # [pixels, C]; None along H, or where dx is not wanted
-    proj_ptr,  # [SIZE, SIZE] out, in
+    proj_ptr,  # [SIZE, SIZE] out, in; TRANSPOSED: in, out
     bias_ptr,  # [SIZE] or None
     partial_ptr,  # [programs, SIZE * SIZE + SIZE]: what a program has added up; None if not wanted
     lines,  # images * WIDTH along H, images * HEIGHT along W
     programs,
     first,  # 1 for the first chunk of a batch: nothing was added up before
-    STRIDE_OUT: tl.constexpr, STRIDE_IN: tl.constexpr,  # constants, so that loads are wide
+    TRANSPOSED: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr,  # in the backward it runs first, and leaves Ph' Gh + Gi in place of Gi
     NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,  # dx; [x_h | x_w | x | 1]
@@ -61,13 +53,17 @@ def run_along(
     STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
-    proj = load_matrix(proj_ptr, i, k, SIZE, SIZE, STRIDE_OUT, STRIDE_IN)
+    if TRANSPOSED:
+        offsets = i[:, None] + k[None, :] * SIZE
+    else:
+        offsets = i[:, None] * SIZE + k[None, :]
+    inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
+    proj = tl.load(proj_ptr + offsets, mask=inside, other=0.0)
     if NEED_FUSE and bias_ptr is not None:
         bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
     if partial_ptr is not None:
         partial_ptr += pid * (SIZE * (SIZE + 1))
         gram_ptr = partial_ptr + (i[:, None] * SIZE + k[None, :])
-        inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
         total_ptr = partial_ptr + SIZE * SIZE + i
         later = i * 0 == first  # a vector: Triton 3.9's interpreter takes no mask with a scalar
         gram = tl.load(gram_ptr, mask=inside & later[:, None], other=0.0)
@@ -124,7 +120,7 @@ def run_along(
 @triton.jit(do_not_specialize=["lines", "programs", "first"])  # a new batch size: no new kernel
 def axis_kernel(
     g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs, first,
-    STRIDE_OUT: tl.constexpr, STRIDE_IN: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr, NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
     POSITIONS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
@@ -132,7 +128,7 @@ def axis_kernel(
     """``run_along`` one axis; arguments as there."""
     run_along(
         tl.program_id(0), g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs,
-        first, STRIDE_OUT, STRIDE_IN, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
+        first, TRANSPOSED, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
         POSITIONS, TILE, PRECISION,
     )  # fmt: skip
 
@@ -146,8 +142,7 @@ def both_axes_kernel(
     proj_w_ptr,  # [W, W] out, in
     bias_w_ptr,  # [W] or None
     lines_h, programs_h, lines_w, programs_w,
-    STRIDE_H_OUT: tl.constexpr, STRIDE_H_IN: tl.constexpr,
-    STRIDE_W_OUT: tl.constexpr, STRIDE_W_IN: tl.constexpr,
+    TRANSPOSED_H: tl.constexpr, TRANSPOSED_W: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     POSITIONS_H: tl.constexpr, TILE_H: tl.constexpr,
     POSITIONS_W: tl.constexpr, TILE_W: tl.constexpr,
@@ -158,13 +153,13 @@ def both_axes_kernel(
     if pid < programs_h:
         run_along(
             pid, rows_ptr, x_ptr, None, proj_h_ptr, bias_h_ptr, None, lines_h, programs_h, 1,
-            STRIDE_H_OUT, STRIDE_H_IN, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
+            TRANSPOSED_H, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
             POSITIONS_H, TILE_H, PRECISION,
         )  # fmt: skip
     else:
         run_along(
             pid - programs_h, rows_ptr, x_ptr, None, proj_w_ptr, bias_w_ptr, None, lines_w,
-            programs_w, 1, STRIDE_W_OUT, STRIDE_W_IN, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
+            programs_w, 1, TRANSPOSED_W, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
             False, True, POSITIONS_W, TILE_W, PRECISION,
         )  # fmt: skip
 
@@ -259,7 +254,7 @@ def matrix_columns(channels: int) -> int:
     return cdiv(3 * channels + 1, 16) * 16
 
 
-def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | None:
+def both_axes_plan(h: Axis, w: Axis, pixels: int, transposed: tuple[bool, bool]) -> Plan | None:
     """The plan of ``both_axes_kernel``, or None where the axes' tiles do not go together."""
     channels, height, width = h.size
     if h.tile is None or w.tile is None:
@@ -271,10 +266,8 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
         h.programs + w.programs,
         (pixels // height, h.programs, pixels // width, w.programs),
         {
-            "STRIDE_H_OUT": strides[0],
-            "STRIDE_H_IN": strides[1],
-            "STRIDE_W_OUT": strides[2],
-            "STRIDE_W_IN": strides[3],
+            "TRANSPOSED_H": transposed[0],
+            "TRANSPOSED_W": transposed[1],
             "CHANNELS": channels,
             "COLUMNS": matrix_columns(channels),
             "HEIGHT": height,
@@ -290,7 +283,7 @@ def both_axes_plan(h: Axis, w: Axis, pixels: int, strides: Strides) -> Plan | No
     )
 
 
-def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Plan | None:
+def axis_plan(axis: Axis, pixels: int, first: bool, transposed: bool) -> Plan | None:
     """The plan of ``axis_kernel`` for a chunk of the batch, the first or a later one.
 
     None where there is nothing to do, or no tile to do it with.
@@ -304,8 +297,7 @@ def axis_plan(axis: Axis, pixels: int, first: bool, proj_strides: Strides) -> Pl
         axis.programs,
         (pixels // (height if axis.along_h else width), axis.programs, int(first)),
         {
-            "STRIDE_OUT": proj_strides[0],
-            "STRIDE_IN": proj_strides[1],
+            "TRANSPOSED": transposed,
             "CHANNELS": channels,
             "COLUMNS": matrix_columns(channels),
             "HEIGHT": height,

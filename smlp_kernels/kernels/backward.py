@@ -23,6 +23,7 @@ from smlp_kernels.launch import (
     Launch,
     Plan,
     Strides,
+    as_it_lies,
     dense,
     in_type_of,
     input_precision,
@@ -65,8 +66,10 @@ def mix_backward(
         return tuple(grad.zero_() for grad in grads)
     proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
     proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
+    proj_h, transposed_h = as_it_lies(proj_h)
+    proj_w, transposed_w = as_it_lies(proj_w)
     plan = backward_plan(
-        *(x.shape, dy.stride(), x.stride(), dx.stride(), needed, proj_h.stride(), proj_w.stride()),
+        *(x.shape, dy.stride(), x.stride(), dx.stride(), needed, transposed_h, transposed_w),
         *(x.dtype, input_precision(x.dtype), arch),
     )
     start, end = plan.branches
@@ -143,13 +146,13 @@ def backward_plan(
     x_strides: Strides,
     dx_strides: Strides,
     needed: Needed,
-    strides_h: Strides,
-    strides_w: Strides,
+    transposed_h: bool,
+    transposed_w: bool,
     dtype: torch.dtype,
     precision: str,
     arch: int,
 ) -> BackwardPlan:
-    """The plan for inputs of a shape, with these strides of dy, x, dx and the projections."""
+    """The plan for inputs of a shape, with these strides of dy, x and dx; how the projections lie."""
     _, channels, height, width = shape
     columns = matrix_columns(channels)
     reads_x = any(needed[1:])
@@ -162,7 +165,8 @@ def backward_plan(
     images, h, w = split_batch(shape, needs, (copies, 4), dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
-        return axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
+        plan_h = axis_plan(h, pixels, first, transposed_h)
+        return plan_h, axis_plan(w, pixels, first, transposed_w)
 
     chunks = chunks_of(shape, images, plans)
     pixels = math.gcd(*(chunk.pixels for chunk in chunks))

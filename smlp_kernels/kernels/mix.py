@@ -22,6 +22,7 @@ from smlp_kernels.launch import (
     Launch,
     Plan,
     Strides,
+    as_it_lies,
     dense,
     in_type_of,
     input_precision,
@@ -42,8 +43,10 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
     channels = x.shape[1]
     proj_h, bias_h, proj_w, bias_w, fuse, bias = weights
     proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
+    proj_h, transposed_h = as_it_lies(proj_h)
+    proj_w, transposed_w = as_it_lies(proj_w)
     plan = mix_plan(
-        *(x.shape, x.stride(), y.stride(), proj_h.stride(), proj_w.stride()),
+        *(x.shape, x.stride(), y.stride(), transposed_h, transposed_w),
         *(x.dtype, input_precision(x.dtype), arch),
     )
     along_h, along_w = (proj_h, dense(bias_h)), (proj_w, dense(bias_w))
@@ -94,13 +97,13 @@ def mix_plan(
     shape: torch.Size,
     x_strides: Strides,
     y_strides: Strides,
-    strides_h: Strides,
-    strides_w: Strides,
+    transposed_h: bool,
+    transposed_w: bool,
     dtype: torch.dtype,
     precision: str,
     arch: int,
 ) -> MixPlan:
-    """The plan for inputs of a shape, with these strides of x, y and the projections."""
+    """The plan for inputs of a shape, with these strides of x and y; how the projections lie."""
     _, channels, height, width = shape
     x_is_rows, y_is_rows = is_rows(shape, x_strides), is_rows(shape, y_strides)
 
@@ -109,10 +112,11 @@ def mix_plan(
     images, h, w = split_batch(shape, (needs, needs), (copies, 2), dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, ...]:
-        both = both_axes_plan(h, w, pixels, (*strides_h, *strides_w))
+        both = both_axes_plan(h, w, pixels, (transposed_h, transposed_w))
         if both is not None:
             return both, None, None
-        return None, axis_plan(h, pixels, first, strides_h), axis_plan(w, pixels, first, strides_w)
+        plan_h = axis_plan(h, pixels, first, transposed_h)
+        return None, plan_h, axis_plan(w, pixels, first, transposed_w)
 
     matrix = images * height * width, matrix_columns(channels)
     return MixPlan(x_is_rows, y_is_rows, chunks_of(shape, images, plans), matrix, h, w)

@@ -52,8 +52,8 @@ def test_constants_are_in_the_order_of_the_kernels() -> None:
     h, w = (make_axis(size, b, needs, 2, torch.float32, "ieee", 80) for b in (True, False))
     shape = torch.Size((2, 8, 5, 6))
     for plan in (
-        axis_plan(h, 60, True, (5, 1)),
-        both_axes_plan(h, w, 60, (5, 1, 6, 1)),
+        axis_plan(h, 60, True, False),
+        both_axes_plan(h, w, 60, (False, True)),
         copy_images_plan(shape, (240, 30, 6, 1), (240, 1, 48, 8)),
         weight_sums_plan(size, (1, 8, 32), 2, 2),
     ):

@@ -244,7 +244,7 @@ def test_scratch_memory_is_bounded() -> None:
         shape = torch.Size((128, channels, height, width))
         plan = backward.backward_plan(
             shape, *(strides_of(shape, is_rows) for is_rows in dense),
-            backward.Needed(True, True, True, True), (height, 1), (width, 1),
+            backward.Needed(True, True, True, True), False, False,
             torch.bfloat16, "ieee", 90,
         )  # fmt: skip
         assert (plan.dy_is_rows, plan.x_is_rows, plan.dx_is_rows) == dense
@@ -260,7 +260,7 @@ def test_offsets_inside_a_chunk_fit_31_bits() -> None:
         shape = torch.Size((5000, MAX_CHANNELS, size, MAX_SIZE))
         plan = backward.backward_plan(
             shape, *[strides_of(shape, True)] * 3,
-            backward.Needed(True, True, True, True), (size, 1), (MAX_SIZE, 1),
+            backward.Needed(True, True, True, True), False, False,
             torch.float16, "ieee", 90,
         )  # fmt: skip
         assert plan.matrix[0] * plan.matrix[1] <= 2**31 - 1

@@ -99,6 +99,14 @@ def test_strided_weights() -> None:
     assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
 
 
+def test_strides_of_a_single_position_mean_nothing() -> None:
+    """A kernel compiled for them would be refused: they take more than 31 bits."""
+    arguments = Case(2, 1, 5, 7).arguments(torch.float64)
+    exact = formula(*to_float64(arguments))
+    arguments[1] = arguments[1].as_strided((1, 1), (2**33, 2**33))
+    assert_close(fused_smlp(*arguments), exact, None, eps=EPS[torch.float64])
+
+
 def test_empty_batch() -> None:
     arguments = Case(0, 5, 4, 3).arguments(torch.float32)
     assert fused_smlp(*arguments).shape == (0, 3, 5, 4)
