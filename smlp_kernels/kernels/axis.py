@@ -53,10 +53,7 @@ def run_along(
     STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
-    if TRANSPOSED:
-        offsets = i[:, None] + k[None, :] * SIZE
-    else:
-        offsets = i[:, None] * SIZE + k[None, :]
+    offsets = i[:, None] + k[None, :] * SIZE if TRANSPOSED else i[:, None] * SIZE + k[None, :]
     inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
     proj = tl.load(proj_ptr + offsets, mask=inside, other=0.0)
     if NEED_FUSE and bias_ptr is not None:

@@ -152,7 +152,7 @@ def backward_plan(
     precision: str,
     arch: int,
 ) -> BackwardPlan:
-    """The plan for inputs of a shape, with these strides of dy, x and dx; how the projections lie."""
+    """The plan for inputs of a shape, with these strides; how the projections lie."""
     _, channels, height, width = shape
     columns = matrix_columns(channels)
     reads_x = any(needed[1:])

@@ -103,7 +103,7 @@ def mix_plan(
     precision: str,
     arch: int,
 ) -> MixPlan:
-    """The plan for inputs of a shape, with these strides of x and y; how the projections lie."""
+    """The plan for inputs of a shape, with these strides; how the projections lie."""
     _, channels, height, width = shape
     x_is_rows, y_is_rows = is_rows(shape, x_strides), is_rows(shape, y_strides)
 
