@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -57,24 +58,18 @@ def timed(
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
-    """Let the fused block take scratch memory of so many bytes at a time.
+    """Let fused blocks take so much scratch memory; the Hopper kernel, which takes none, is off."""
 
-    Without the Hopper kernel, which takes none.
-    """
-
-    def change(to: int) -> None:
-        rows.CHUNK_BYTES = to
+    def forget() -> None:
         mix.mix_plan.cache_clear()
         backward.backward_plan.cache_clear()
 
-    before, run_hopper = rows.CHUNK_BYTES, ops.run_hopper
-    change(size)
-    ops.run_hopper = None
-    try:
-        yield
-    finally:
-        change(before)
-        ops.run_hopper = run_hopper
+    with patch.object(rows, "CHUNK_BYTES", size), patch.object(ops, "run_hopper", None):
+        try:
+            forget()
+            yield
+        finally:
+            forget()
 
 
 def chunks(shape: Shape) -> Measurement:
@@ -129,11 +124,10 @@ def products(context: Context) -> dict[str, Any]:
     """The products alone: microseconds of a chunk and TFLOP/s, at every stage."""
     for shape in STAGES:
         flops, calls = products_of(shape, "cuda")
+        found = {}
         with torch.cuda.stream(torch.cuda.Stream()):  # a graph is never captured on the default one
-            found = {
-                name: timing.graph_stopwatch([call] * 4, timing.event_us(call))()
-                for name, call in calls.items()
-            }
+            for name, call in calls.items():
+                found[name] = timing.graph_stopwatch([call] * 4, timing.event_us(call))()
         context.so_far[shape.name] = {
             name: {"us": us, "tflops": flops / us / 1e6} for name, us in found.items()
         }

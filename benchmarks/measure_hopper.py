@@ -1,8 +1,6 @@
 """The Hopper kernel on the GPU that it is for: is it right, how fast, and what decides that::
 
-    python -m benchmarks.measure_hopper block small-14
-    python -m benchmarks.measure_hopper once
-    python -m benchmarks.measure_hopper probes
+    python -m benchmarks.measure_hopper block small-14  # or: once; probes
 
 Each runs in a process of its own, which a kernel that hangs or spoils the GPU ends alone.
 """
