@@ -105,7 +105,8 @@ def mix_backward(
         if needed.fuse:
             parts, size = len(total), chunk.pixels // len(total)
             dy_parts = dy_images.as_strided((parts, channels, size), (size * channels, 1, channels))
-            add_products(total, dy_parts, g.view(parts, size, columns), first)
+            g_parts = g.as_strided((parts, size, columns), (size * columns, columns, 1))
+            add_products(total, dy_parts, g_parts, first)
         if not plan.dx_is_rows:
             copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:

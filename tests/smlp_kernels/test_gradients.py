@@ -255,6 +255,21 @@ def test_scratch_memory_is_bounded() -> None:
             assert len(plan.chunks) <= 2  # of four launches each, and one for the sums
 
 
+def test_products_over_pixels_fill_a_gpu() -> None:
+    """In equal parts of every chunk, each of the tiles of a product; wide ones are enough alone."""
+    for height, width, channels in STAGES:
+        shape = torch.Size((100, channels, height, width))  # the last chunk is smaller
+        plan = backward.backward_plan(
+            shape, *[strides_of(shape, True)] * 3,
+            backward.Needed(True, True, True, True), False, False, torch.bfloat16, "ieee", 90,
+        )  # fmt: skip
+        parts, _, columns = plan.total
+        assert all(chunk.pixels % parts == 0 for chunk in plan.chunks)
+        tiles = -(-channels // 128) * -(-columns // 128)
+        assert parts * tiles <= 160
+        assert parts > 8 if channels <= 112 else parts == 1 if channels >= 768 else True
+
+
 def test_offsets_inside_a_chunk_fit_31_bits() -> None:
     for size in (1, 56, MAX_SIZE):
         shape = torch.Size((5000, MAX_CHANNELS, size, MAX_SIZE))
