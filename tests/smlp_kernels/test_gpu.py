@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from smlp import SMLPBlock, SparseMLP
 from smlp.block import smlp
-from smlp.testing import EPS, NAMES, assert_close, formula, to_float64
+from smlp.testing import EPS, NAMES, assert_close, compare_block, formula, to_float64, training_step
 from smlp_kernels import FusedSMLPBlock, fuse_model, fused_smlp, ops
 from tests.smlp_kernels.oracle import Case
 from tools.aot_report import STAGES
@@ -64,13 +64,15 @@ def random_arguments(shape: tuple[int, int, int], dtype: torch.dtype, batch: int
     ]
 
 
-def with_gradients(
-    block: Callable[..., Tensor], arguments: list[Tensor], dy: Tensor
-) -> tuple[Tensor, ...]:
-    """The output, then the gradient of every argument."""
-    arguments = [a.detach().requires_grad_() for a in arguments]
-    y = block(*arguments)
-    return (y.detach(), *torch.autograd.grad(y, arguments, dy))
+def assert_equal_to_rounding(arguments: list[Tensor], dtype: torch.dtype) -> None:
+    """Output and all gradients of the fused block, for a random gradient of the output."""
+    for argument in arguments:
+        argument.requires_grad_()
+    dy = torch.randn_like(arguments[0])
+    results = compare_block(fused_smlp, arguments, dy, eps=EPS[dtype], peer=smlp)
+    assert len(results) == 1 + len(NAMES)
+    for result in results:
+        assert result.problem is None, f"{result.name}: {result.problem}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -81,16 +83,9 @@ def test_stages_at_batch_128(
     """On compute capability 9.0 with the Hopper kernel, then without."""
     need_memory(12)
     arguments = random_arguments(shape, dtype, 128)
-    dy = torch.randn_like(arguments[0])
-    exact = with_gradients(formula, to_float64(arguments), dy.double())
-    peer = with_gradients(smlp, arguments, dy)
-    case = Case(128, *shape)
     for run_hopper in (ops.run_hopper, None):
         monkeypatch.setattr(ops, "run_hopper", run_hopper)
-        actual = with_gradients(fused_smlp, arguments, dy)
-        for name, a, e, p in zip(("output", *NAMES), actual, exact, peer, strict=True):
-            reduction = 1 if name == "output" else case.reduction(name)
-            assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction)
+        assert_equal_to_rounding(arguments, dtype)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
@@ -109,14 +104,7 @@ def test_sizes_beyond_the_stages(
     arguments = random_arguments(shape, dtype, 3)
     if layout == "contiguous":
         arguments[0] = arguments[0].contiguous()
-    dy = torch.randn_like(arguments[0])
-    exact = with_gradients(formula, to_float64(arguments), dy.double())
-    peer = with_gradients(smlp, arguments, dy)
-    actual = with_gradients(fused_smlp, arguments, dy)
-    case = Case(3, *shape)
-    for name, a, e, p in zip(("output", *NAMES), actual, exact, peer, strict=True):
-        reduction = 1 if name == "output" else case.reduction(name)
-        assert_close(a, e, p, eps=EPS[dtype], name=name, reduction=reduction)
+    assert_equal_to_rounding(arguments, dtype)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
@@ -128,14 +116,12 @@ def test_gradcheck(layout: str) -> None:
 
 @pytest.mark.parametrize("shape", [(14, 14, 384), (56, 56, 80), (7, 7, 640)], ids=str)
 def test_a_hundred_repeats_are_bitwise_equal(shape: tuple[int, int, int]) -> None:
-    arguments = random_arguments(shape, torch.bfloat16, 32)
+    arguments = [a.requires_grad_() for a in random_arguments(shape, torch.bfloat16, 32)]
     dy = torch.randn_like(arguments[0])
-    first = with_gradients(fused_smlp, arguments, dy)
+    first = training_step(fused_smlp, arguments, dy)
     for _ in range(99):
-        for name, a, b in zip(
-            ("output", *NAMES), with_gradients(fused_smlp, arguments, dy), first, strict=True
-        ):
-            assert torch.equal(a, b), name
+        for name, value in training_step(fused_smlp, arguments, dy).items():
+            assert torch.equal(value, first[name]), name
 
 
 def test_images_do_not_depend_on_their_place_in_the_batch() -> None:
@@ -190,22 +176,21 @@ def test_cuda_graph_of_a_training_step() -> None:
 
 
 def test_second_stream() -> None:
-    arguments = random_arguments((28, 28, 160), torch.float16, 32)
+    arguments = [a.requires_grad_() for a in random_arguments((28, 28, 160), torch.float16, 32)]
     dy = torch.randn_like(arguments[0])
-    expected = with_gradients(fused_smlp, arguments, dy)
+    expected = training_step(fused_smlp, arguments, dy)
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         torch.cuda._sleep(10_000_000)  # a launch on the default stream would overtake this
         late = [a.clone() for a in arguments]
-        actual = with_gradients(fused_smlp, late, dy.clone())
+        actual = training_step(fused_smlp, late, dy.clone())
     side.synchronize()
-    for name, a, b in zip(("output", *NAMES), actual, expected, strict=True):
-        assert torch.equal(a, b), name
+    for name, value in actual.items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_compiled_with_one_graph() -> None:
-    torch.manual_seed(0)
     model = SparseMLP(
         image_size=56, patch_size=4, in_channels=3, num_classes=10, d_model=32, depth=[2, 2]
     ).to("cuda")

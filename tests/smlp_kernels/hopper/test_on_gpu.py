@@ -19,6 +19,7 @@ def required(x, weights):
         raise RuntimeError("the Hopper kernel did not run")
     return ran[-1]
 
+torch.manual_seed(0)
 ran, problems = [], []
 ops.run_hopper = required
 for dtype in (torch.bfloat16, torch.float16):
