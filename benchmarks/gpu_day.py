@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -139,24 +140,11 @@ def other_lines(recorder: Recorder) -> list[str]:
     return found + missing
 
 
-def calls_needed(wanted: Sequence[Measurement], minutes: float) -> int:
-    """How many calls of this length do them all, each taking as long as it may."""
-    calls, left = 0, 0.0
-    for measurement in wanted:
-        if measurement.seconds > left:
-            calls, left = calls + 1, 60 * minutes
-        left -= measurement.seconds
-    return calls
-
-
-def plan(wanted: Sequence[Measurement], recorder: Recorder, minutes: float) -> str:
+def plan(wanted: Sequence[Measurement], recorder: Recorder) -> str:
     """A line on what is left to be measured."""
     left = [measurement for measurement in wanted if not recorder.measured(measurement.name)]
-    return (
-        f"{len(left)} of {len(wanted)} measurements are left: at most "
-        f"{sum(one.seconds for one in left) / 60:.0f} minutes, "
-        f"{calls_needed(left, minutes)} calls of {minutes:g} minutes"
-    )
+    minutes = sum(one.seconds for one in left) / 60
+    return f"{len(left)} of {len(wanted)} measurements are left: at most {minutes:.0f} minutes"
 
 
 def conclude(recorder: Recorder, folder: Path, command: str) -> None:
@@ -203,6 +191,14 @@ def minutes(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
 
 
+def pattern(text: str) -> re.Pattern[str]:
+    """The value of ``--only``."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a pattern, got {text!r}: {error}") from None
+
+
 def report_folder(text: str) -> Path:
     """The value of ``--out``: made if need be, and never one with other things in it."""
     folder = Path(text)
@@ -227,6 +223,8 @@ def main() -> None:
     parser.add_argument("--out", type=report_folder, required=True, help=text)
     text = "when to start nothing more; default 8.5, so that the whole call takes at most 9.5"
     parser.add_argument("--minutes", type=minutes, default=8.5, help=text)
+    text = "regular expression: leave out all measurements whose names it does not match"
+    parser.add_argument("--only", type=pattern, default="", help=text)
     parser.add_argument("--no-retry", action="store_true", help="leave out what failed before")
     arguments = parser.parse_args()
     context = Context(time.monotonic() + 60 * arguments.minutes)
@@ -236,10 +234,12 @@ def main() -> None:
         print(context.ceilings, flush=True)
     except RuntimeError as reason:
         print(f"skipped: {reason}")
-    wanted = measurements()
+    wanted = [one for one in measurements() if arguments.only.search(one.name)]
     if context.ceilings:
-        print(plan(wanted, recorder, arguments.minutes), flush=True)
+        print(plan(wanted, recorder), flush=True)
     command = ["-m", "benchmarks.gpu_day", "--out", str(arguments.out)]
+    if arguments.only.pattern:
+        command += ["--only", arguments.only.pattern]
     say = partial(print, flush=True)
     try:
         recorder.run(wanted, context, say, retry=not arguments.no_retry)
@@ -250,7 +250,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *command])
     conclude(recorder, arguments.out, " ".join(["python", *command]))
     if context.ceilings:
-        say(plan(wanted, recorder, arguments.minutes))
+        say(plan(wanted, recorder))
 
 
 if __name__ == "__main__":

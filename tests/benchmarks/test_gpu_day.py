@@ -123,26 +123,30 @@ def test_rehearsal_skips_everything_with_the_reason(tmp_path: Path) -> None:
     assert len(entries) == len(gpu_day.measurements())
 
 
-def test_calls_that_a_part_takes() -> None:
-    def of(*seconds: float) -> list[Measurement]:
-        return [Measurement(f"m{s}", lambda _: {}, seconds=s) for s in seconds]
-
-    assert gpu_day.calls_needed([], 8.5) == 0
-    assert gpu_day.calls_needed(of(60, 60, 60), 3) == 1
-    assert gpu_day.calls_needed(of(100, 100, 100), 3) == 3
-    assert gpu_day.calls_needed(of(100, 80, 100), 3) == 2
-    # torch.compile tunes for up to two minutes for each
-    assert gpu_day.calls_needed(gpu_day.compiled_measurements(), 8.5) > 5
+def test_only_some_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(
+        gpu_day.Recorder, "run", lambda _, wanted, *__, **___: seen.append([m.name for m in wanted])
+    )
+    monkeypatch.setattr(gpu_day, "conclude", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path), "--only", "^network"])
+    gpu_day.main()
+    assert seen == [["network", "network compiled"]]
+    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path), "--only", "net("])
+    with pytest.raises(SystemExit, match="2"):
+        gpu_day.main()
+    assert "--only: expected a pattern, got 'net('" in capsys.readouterr().err
 
 
 def test_what_is_left_is_told(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     two = [Measurement(name, lambda _: {}, needs_gpu=False, seconds=90) for name in "ab"]
-    assert gpu_day.plan(two, recorder, 2.0) == (
-        "2 of 2 measurements are left: at most 3 minutes, 2 calls of 2 minutes"
-    )
+    left = gpu_day.plan(two, recorder)
+    assert left == "2 of 2 measurements are left: at most 3 minutes"
     recorder.run(two[:1], Context(time.monotonic() + 60), lambda _: None)
-    assert gpu_day.plan(two, recorder, 8.5).startswith("1 of 2 measurements are left")
+    assert gpu_day.plan(two, recorder).startswith("1 of 2 measurements are left")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
