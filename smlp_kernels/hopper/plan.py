@@ -78,28 +78,37 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
         or not is_rows(x.shape, x.stride())
     ):
         return None
+    plan = plan_for(x, weights, sms)
+    if plan is None:
+        return None
     given = [weight for weight in weights if weight is not None]
-    converted = iter(in_type_of(x, *given))
-    weights = Weights._make(None if weight is None else next(converted) for weight in weights)
-    fuse, bias, y = weights.fuse, weights.bias, torch.empty_like(x)
-    strides = fuse.stride()
-    if fuse.dim() != 3:
-        strides = (strides[0], channels * strides[1], strides[1])
+    converted = in_type_of(x, *given)
+    if converted[0] is not given[0]:
+        new = iter(converted)
+        weights = Weights._make(None if weight is None else next(new) for weight in weights)
+        plan = plan_for(x, weights, sms)  # what was not dense is so now
+        if plan is None:
+            return None
+    proj_h, bias_h, proj_w, bias_w, fuse, bias = weights
+    y = torch.empty_like(x)
     bias_map: Tensor | None = None
     if bias is not None and bias.dim() == 3:
         bias_map, bias = bias.permute(1, 2, 0).contiguous(), None
-    copied_by_16_bytes = [t.data_ptr() for t in (x, y, fuse, bias_map) if t is not None]
+    for copied_by_16_bytes in (x, y, fuse, bias_map):
+        if copied_by_16_bytes is not None and copied_by_16_bytes.data_ptr() % 16:
+            return None
+    return Call(
+        plan, (x, y, proj_h, proj_w, dense(bias_h), dense(bias_w), fuse, dense(bias), bias_map)
+    )
+
+
+def plan_for(x: Tensor, weights: Weights, sms: int) -> Plan | None:
+    """:func:`make_plan` with the strides of these weights."""
+    strides = weights.fuse.stride()
+    if len(strides) != 3:
+        strides = (strides[0], x.shape[1] * strides[1], strides[1])
     proj_strides = (*weights.proj_h.stride(), *weights.proj_w.stride())
-    plan = make_plan(x.shape, x.dtype, proj_strides, strides, sms)
-    if (
-        plan is None
-        or not is_rows(y.shape, y.stride())
-        or any(address % 16 for address in copied_by_16_bytes)
-    ):
-        return None
-    biases = dense(weights.bias_h), dense(weights.bias_w)
-    projs = weights.proj_h, weights.proj_w
-    return Call(plan, (x, y, *projs, *biases, fuse, dense(bias), bias_map))
+    return make_plan(x.shape, x.dtype, proj_strides, strides, sms)
 
 
 @functools.lru_cache(PLANS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from smlp_kernels.hopper import plan as hopper_plan
 from smlp_kernels.hopper.plan import PARAMETERS, Plan, call_of, make_plan, strip_lines
 from smlp_kernels.weights import Weights
 from tests.smlp_kernels.hopper.stub import BFLOAT16, block
@@ -205,6 +206,13 @@ def test_weights_are_converted_as_autocast_leaves_them_to_the_kernels() -> None:
             else:
                 assert torch.equal(actual, expected.to(BFLOAT16))
                 assert actual.stride() == expected.stride()
+
+
+def test_what_cublas_takes_is_not_converted_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(hopper_plan, "in_type_of")
+    x, _ = block(128, 7, 7, 512)
+    _, weights = block(1, 7, 7, 512, torch.float32)
+    assert call_of(x, weights, SMS) is None
 
 
 def test_the_input_gradient_reads_fuse_as_it_lies() -> None:
