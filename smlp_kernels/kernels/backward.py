@@ -103,7 +103,8 @@ def mix_backward(
         run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
         run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
         if needed.fuse:
-            parts, size = len(total), chunk.pixels // len(total)
+            parts = plan.total[0]
+            size = chunk.pixels // parts
             dy_parts = dy_images.as_strided((parts, channels, size), (size * channels, 1, channels))
             g_parts = g.as_strided((parts, size, columns), (size * columns, columns, 1))
             add_products(total, dy_parts, g_parts, first)
