@@ -38,7 +38,7 @@ esac
             "cannot connect\nmake audit: expected",
         ),
         ({"audit": "echo 'cannot connect'; exit 1"}, False, "cannot connect"),
-        ({"freeze": "echo torch==2.13.0; exit 1"}, False, "make: ***"),
+        ({"freeze": "echo torch==2.13.0; exit 1"}, False, "audit] Error 1"),
     ],
     ids=["clean", "vulnerable", "knows nothing", "no network", "network lost", "freeze fails"],
 )

@@ -34,7 +34,7 @@ AXIS_TABLE = [
     AxisRow(None, None, 2, 128, 16, 8, 264),
     AxisRow(None, None, 4, 16, 64, 2, 792),
     AxisRow(None, None, 4, 32, 32, 2, 660),
-    AxisRow((100,), None, 4, 64, 16, 8, 264, 128),
+    AxisRow((100,), None, 4, 64, 16, 8, 264, 255),
     AxisRow(None, None, 4, 64, 16, 8, 264),
     AxisRow(None, None, 8, 16, 32, 2, 792),
     AxisRow(None, None, 8, 32, 16, 4, 660),
