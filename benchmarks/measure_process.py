@@ -202,14 +202,8 @@ def dram_bytes(shape: Shape) -> Measurement:
     """DRAM bytes of a fused forward over the bytes it must move, by Nsight Compute's counters."""
 
     def run(context: Context) -> dict[str, Any]:
-        command = [
-            find_tool("ncu"),
-            "--csv",
-            "--print-units",
-            "base",
-            "--profile-from-start",
-            "off",
-        ]
+        command = [find_tool("ncu"), "--csv", "--print-units", "base"]
+        command += ["--profile-from-start", "off"]
         # the clocks and the L2 as they are: two counters fit one pass, nothing is replayed
         command += ["--clock-control", "none", "--cache-control", "none"]
         command += ["--metrics", f"{READ},{WRITE}", sys.executable, "-m", "benchmarks.standalone"]

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
@@ -45,7 +45,7 @@ run_hopper: Callable[[Tensor, Weights], Tensor | None] | None = hopper.mix
 if os.environ.get("SMLP_KERNELS_HOPPER") == "0":
     run_hopper = None
 
-LIBRARY = torch.library.Library("smlp_kernels", "DEF")
+LIBRARY = library.Library("smlp_kernels", "DEF")
 LIBRARY.define(
     "mix(Tensor x, Tensor proj_h, Tensor? bias_h, Tensor proj_w, Tensor? bias_w, Tensor fuse, "
     "Tensor? bias) -> Tensor"
@@ -86,12 +86,12 @@ LIBRARY.impl("mix", run_mix, "CompositeExplicitAutograd")
 LIBRARY.impl("mix_backward", run_mix_backward, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("smlp_kernels::mix", lib=LIBRARY)
+@library.register_fake("smlp_kernels::mix", lib=LIBRARY)
 def _mix_fake(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("smlp_kernels::mix_backward", lib=LIBRARY)
+@library.register_fake("smlp_kernels::mix_backward", lib=LIBRARY)
 def _mix_backward_fake(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return backward.empty_grads(x, *split_arguments(arguments))
 
@@ -189,10 +189,10 @@ def without_identity(fuse: Tensor) -> Tensor:
     return torch.cat([mixing, torch.zeros_like(identity)], dim=1)
 
 
-torch.library.register_autograd(
+library.register_autograd(
     "smlp_kernels::mix", mix_grad, setup_context=mix_setup_context, lib=LIBRARY
 )
-torch.library.register_autograd(
+library.register_autograd(
     "smlp_kernels::mix_backward",
     mix_backward_grad,
     setup_context=mix_backward_setup_context,
@@ -200,7 +200,7 @@ torch.library.register_autograd(
 )
 
 
-@torch.library.register_vmap("smlp_kernels::mix", lib=LIBRARY)
+@library.register_vmap("smlp_kernels::mix", lib=LIBRARY)
 def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
     x, *weights = arguments
     if any(dim is not None for dim in in_dims[1:]):  # weights of its own for each: one by one
@@ -209,7 +209,7 @@ def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Ten
     return mix(x.flatten(0, 1), *weights).unflatten(0, x.shape[:2]), 0
 
 
-@torch.library.register_vmap("smlp_kernels::mix_backward", lib=LIBRARY)
+@library.register_vmap("smlp_kernels::mix_backward", lib=LIBRARY)
 def _mix_backward_vmap(
     info: Any, in_dims: tuple[Any, ...], *arguments: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
