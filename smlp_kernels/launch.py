@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -147,31 +147,6 @@ def has_launch_hooks() -> bool:
 def cdiv(size: int, block: int) -> int:
     """Blocks of a size; triton.cdiv takes 2 us."""
     return -(-size // block)
-
-
-def dense(bias: Tensor | None) -> Tensor | None:
-    """The kernels take biases without strides; gradients in their place may be expanded."""
-    return None if bias is None else bias.contiguous()
-
-
-def as_it_lies(proj: Tensor) -> tuple[Tensor, bool]:
-    """A projection, and whether it lies transposed; a copy where it does not lie densely."""
-    if proj.is_contiguous():
-        return proj, False
-    transposed = proj.t().is_contiguous()
-    return (proj, True) if transposed else (proj.contiguous(), False)
-
-
-def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
-    """Weights in the type of ``x``; what autocast converts takes one launch for all of them."""
-    for weight in weights:
-        if weight.dtype != x.dtype:
-            break
-    else:
-        return weights
-    converted = [torch.empty_like(weight, dtype=x.dtype) for weight in weights]
-    torch._foreach_copy_(converted, weights)
-    return converted
 
 
 def input_precision(dtype: torch.dtype) -> str:

@@ -1,7 +1,9 @@
-"""The six weights of a block under one name."""
+"""The six weights of a block under one name, and as the kernels read them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +23,46 @@ class Weights(NamedTuple):
         if fuse.dim() != 3:
             fuse = fuse.reshape(fuse.shape[0], -1).unflatten(1, (3, -1))
         return Weights(self.proj_h.t(), None, self.proj_w.t(), None, fuse.transpose(0, 2), None)
+
+
+# A projection or its transpose, whichever is dense, and its bias.
+Along = tuple[Tensor, Tensor | None]
+
+
+def as_read(x: Tensor, weights: Weights) -> tuple[Along, Along, tuple[bool, bool], Tensor]:
+    """Weights as the kernels read them: what is along H and W, which is transposed, and ``fuse``.
+
+    In the type of ``x``, but the biases. Nothing is copied that lies densely in that type.
+    """
+    proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
+    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
+    proj_h, transposed_h = as_it_lies(proj_h)
+    proj_w, transposed_w = as_it_lies(proj_w)
+    along_h, along_w = (proj_h, dense(bias_h)), (proj_w, dense(bias_w))
+    return along_h, along_w, (transposed_h, transposed_w), fuse
+
+
+def dense(bias: Tensor | None) -> Tensor | None:
+    """The kernels take biases without strides; gradients in their place may be expanded."""
+    return None if bias is None else bias.contiguous()
+
+
+def as_it_lies(proj: Tensor) -> tuple[Tensor, bool]:
+    """A projection, and whether it lies transposed; a copy where it does not lie densely."""
+    if proj.is_contiguous():
+        return proj, False
+    transposed = proj.t().is_contiguous()
+    return (proj, True) if transposed else (proj.contiguous(), False)
+
+
+def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+    """Weights in the type of ``x``; what autocast converts takes one launch for all of them."""
+    dtype = x.dtype
+    for weight in weights:
+        if weight.dtype is not dtype:
+            break
+    else:
+        return weights
+    converted = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+    torch._foreach_copy_(converted, weights)
+    return converted

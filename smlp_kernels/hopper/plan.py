@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from smlp_kernels.kernels.rows import is_rows
-from smlp_kernels.launch import INT32_MAX, PLANS, Strides, cdiv, dense, in_type_of
-from smlp_kernels.weights import Weights
+from smlp_kernels.launch import INT32_MAX, PLANS, Strides, cdiv
+from smlp_kernels.weights import Weights, dense, in_type_of
 
 THREADS = 384  # of a block
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -75,7 +75,7 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
         or not batch
         or channels % 8
         or max(height, width) > largest
-        or not is_rows(x.shape, x.stride())
+        or not is_rows(x)
     ):
         return None
     plan = plan_for(x, weights, sms)

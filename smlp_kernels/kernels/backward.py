@@ -15,20 +15,10 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, matrix_columns, split_batch
 from smlp_kernels.kernels.products import add_products, parts_of, run_axis
-from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
+from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows, rows_like
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
-from smlp_kernels.launch import (
-    PLANS,
-    Call,
-    Launch,
-    Plan,
-    Strides,
-    as_it_lies,
-    dense,
-    in_type_of,
-    input_precision,
-)
-from smlp_kernels.weights import Weights
+from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
+from smlp_kernels.weights import Weights, as_read
 
 Grads = tuple[Tensor, ...]
 
@@ -64,41 +54,37 @@ def mix_backward(
     dx = grads[0]
     if not (any(needed) and x.shape[0]):
         return tuple(grad.zero_() for grad in grads)
-    proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
-    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
-    proj_h, transposed_h = as_it_lies(proj_h)
-    proj_w, transposed_w = as_it_lies(proj_w)
-    plan = backward_plan(
-        *(x.shape, dy.stride(), x.stride(), dx.stride(), needed, transposed_h, transposed_w),
-        *(x.dtype, input_precision(x.dtype), arch),
-    )
+    shape, dtype = x.shape, x.dtype
+    (proj_h, bias_h), (proj_w, bias_w), transposed, fuse = as_read(x, weights)
+    rows = is_rows(dy), not any(needed[1:]) or is_rows(x), not needed.x or is_rows(dx)
+    plan = backward_plan(shape, rows, needed, transposed, dtype, input_precision(dtype), arch)
     start, end = plan.branches
-    channels = x.shape[1]
+    channels = shape[1]
     if not fuse.is_contiguous():
         fuse = fuse.reshape(channels, -1)[:, start:end]
     elif end:
         offset = fuse.storage_offset() + start
         fuse = fuse.as_strided((channels, end - start), (3 * channels, 1), offset)
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
     total = x.new_empty(*plan.total, dtype=acc)
     partial_h = x.new_empty(*plan.h.partial, dtype=acc)
     partial_w = x.new_empty(*plan.w.partial, dtype=acc)
-    along_h = proj_h, dense(bias_h), partial_h if plan.h.need_proj else None
-    along_w = proj_w, dense(bias_w), partial_w if plan.w.need_proj else None
-    dx_images = None
+    along_h = proj_h, bias_h, partial_h if needed.proj_h else None
+    along_w = proj_w, bias_w, partial_w if needed.proj_w else None
+    dx_part = dx_images = None
     for chunk in plan.chunks:
         first = not chunk.first
-        dy_images = chunk.read(dy, plan.dy_is_rows, launch)
-        dy_rows = chunk.rows(dy_images)
-        x_images = chunk.read(x, plan.x_is_rows, launch) if plan.reads_x else None
+        dy_images = chunk.read(dy, launch)
+        x_images = chunk.read(x, launch) if plan.reads_x else None
         if needed.x:
-            dx_images = chunk.images(dx) if plan.dx_is_rows else torch.empty_like(dy_images)
+            dx_part = chunk.images(dx)
+            dx_images = rows_like(dx_part)
         g = matrix if chunk.pixels == len(matrix) else matrix[: chunk.pixels]
         if end:
             product = g.as_strided((chunk.pixels, end - start), (columns, 1), start)
-            torch.mm(dy_rows, fuse, out=product)
+            torch.mm(chunk.matrix(dy_images), fuse, out=product)
         plan_h, plan_w = chunk.plans
         run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
         run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
@@ -108,8 +94,8 @@ def mix_backward(
             dy_parts = dy_images.as_strided((parts, channels, size), (size * channels, 1, channels))
             g_parts = g.as_strided((parts, size, columns), (size * columns, columns, 1))
             add_products(total, dy_parts, g_parts, first)
-        if not plan.dx_is_rows:
-            copy_images(dx_images, chunk.images(dx), launch)
+        if dx_images is not dx_part:
+            copy_images(dx_images, dx_part, launch)
     if plan.reads_x:
         launch(Call(plan.sums, (partial_h, partial_w, total, *grads[1:])))
     return grads
@@ -128,9 +114,6 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
 class BackwardPlan(NamedTuple):
     """All of a backward but the tensors."""
 
-    dy_is_rows: bool  # else it is copied, a chunk at a time
-    x_is_rows: bool
-    dx_is_rows: bool
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
@@ -144,31 +127,36 @@ class BackwardPlan(NamedTuple):
 @functools.lru_cache(PLANS)
 def backward_plan(
     shape: torch.Size,
-    dy_strides: Strides,
-    x_strides: Strides,
-    dx_strides: Strides,
+    rows: tuple[bool, bool, bool],
     needed: Needed,
-    transposed_h: bool,
-    transposed_w: bool,
+    transposed: tuple[bool, bool],
     dtype: torch.dtype,
     precision: str,
     arch: int,
 ) -> BackwardPlan:
-    """The plan for inputs of a shape, with these strides; how the projections lie."""
+    """The plan for inputs of a shape.
+
+    Args:
+        shape: B, C, H, W.
+        rows: whether dy, x and dx are, as far as they are needed; else they are copied, a chunk at
+            a time.
+        needed: what is computed.
+        transposed: whether the projections along H and W lie so.
+        dtype: of x.
+        precision: of products of float32, "ieee" or "tf32".
+        arch: ten times the compute capability.
+    """
     _, channels, height, width = shape
     columns = matrix_columns(channels)
-    reads_x = any(needed[1:])
-    dy_is_rows, x_is_rows = is_rows(shape, dy_strides), is_rows(shape, x_strides)
-    dx_is_rows = not needed.x or is_rows(shape, dx_strides)
-    copies = (not dy_is_rows) + (reads_x and not x_is_rows) + (not dx_is_rows)
+    copies = rows.count(False)
     needs = tuple(
         (needed.x, need_proj, needed.fuse) for need_proj in (needed.proj_h, needed.proj_w)
     )
     images, h, w = split_batch(shape, needs, (copies, 4), dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
-        plan_h = axis_plan(h, pixels, first, transposed_h)
-        return plan_h, axis_plan(w, pixels, first, transposed_w)
+        plan_h = axis_plan(h, pixels, first, transposed[0])
+        return plan_h, axis_plan(w, pixels, first, transposed[1])
 
     chunks = chunks_of(shape, images, plans)
     pixels = math.gcd(*(chunk.pixels for chunk in chunks))
@@ -177,15 +165,12 @@ def backward_plan(
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
     return BackwardPlan(
-        dy_is_rows=dy_is_rows,
-        x_is_rows=x_is_rows,
-        dx_is_rows=dx_is_rows,
         chunks=chunks,
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),
         total=total,
         h=h,
         w=w,
-        reads_x=reads_x,
+        reads_x=any(needed[1:]),
         sums=weight_sums_plan(h.size, total, h.partial[0], w.partial[0]),
     )

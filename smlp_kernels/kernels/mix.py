@@ -15,19 +15,9 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, matrix_columns, split_batch
 from smlp_kernels.kernels.products import run_axis
-from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
-from smlp_kernels.launch import (
-    PLANS,
-    Call,
-    Launch,
-    Plan,
-    Strides,
-    as_it_lies,
-    dense,
-    in_type_of,
-    input_precision,
-)
-from smlp_kernels.weights import Weights
+from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows, rows_like
+from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
+from smlp_kernels.weights import Weights, as_read
 
 
 def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
@@ -40,34 +30,29 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
         launch: is given every call of a kernel, in order.
     """
     y = torch.empty_like(x)
-    channels = x.shape[1]
-    proj_h, bias_h, proj_w, bias_w, fuse, bias = weights
-    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
-    proj_h, transposed_h = as_it_lies(proj_h)
-    proj_w, transposed_w = as_it_lies(proj_w)
-    plan = mix_plan(
-        *(x.shape, x.stride(), y.stride(), transposed_h, transposed_w),
-        *(x.dtype, input_precision(x.dtype), arch),
-    )
-    along_h, along_w = (proj_h, dense(bias_h)), (proj_w, dense(bias_w))
+    shape, dtype, bias = x.shape, x.dtype, weights[5]
+    along_h, along_w, transposed, fuse = as_read(x, weights)
+    rows = is_rows(x), is_rows(y)
+    plan = mix_plan(shape, rows, transposed, dtype, input_precision(dtype), arch)
+    channels = shape[1]
     if fuse.is_contiguous():  # one view, not two
         fuse = fuse.as_strided((3 * channels, channels), (1, 3 * channels))
     else:
         fuse = fuse.reshape(channels, -1).t()
-    if bias is not None and bias.dtype != x.dtype:
-        bias = bias.to(x.dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
     matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
     for chunk in plan.chunks:
         both, plan_h, plan_w = chunk.plans
-        x_images = chunk.read(x, plan.x_is_rows, launch)
-        y_images = chunk.images(y) if plan.y_is_rows else torch.empty_like(x_images)
-        y_rows = chunk.rows(y_images)
+        x_images, y_part = chunk.read(x, launch), chunk.images(y)
+        y_images = rows_like(y_part)
+        y_rows = chunk.matrix(y_images)
         if both is not None:
             launch(Call(both, (matrix, x_images, *along_h, *along_w)))
         else:
-            rows, first = matrix[: chunk.pixels], not chunk.first
-            run_axis(plan.h, plan_h, (rows, x_images, None, *along_h, None), first, launch)
-            run_axis(plan.w, plan_w, (rows, x_images, None, *along_w, None), first, launch)
+            g, first = matrix[: chunk.pixels], not chunk.first
+            run_axis(plan.h, plan_h, (g, x_images, None, *along_h, None), first, launch)
+            run_axis(plan.w, plan_w, (g, x_images, None, *along_w, None), first, launch)
         mixed = matrix.as_strided((chunk.pixels, 3 * channels), (plan.matrix[1], 1))
         if bias is None:
             torch.mm(mixed, fuse, out=y_rows)
@@ -76,16 +61,14 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
         else:  # [C, H, W]
             y_images.copy_(bias)
             torch.addmm(y_rows, mixed, fuse, out=y_rows)
-        if not plan.y_is_rows:
-            copy_images(y_images, chunk.images(y), launch)
+        if y_images is not y_part:
+            copy_images(y_images, y_part, launch)
     return y
 
 
 class MixPlan(NamedTuple):
     """All of a forward but the tensors."""
 
-    x_is_rows: bool  # else it is copied, a chunk at a time
-    y_is_rows: bool
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of [x_h | x_w | x | pad]
     h: Axis
@@ -95,28 +78,33 @@ class MixPlan(NamedTuple):
 @functools.lru_cache(PLANS)
 def mix_plan(
     shape: torch.Size,
-    x_strides: Strides,
-    y_strides: Strides,
-    transposed_h: bool,
-    transposed_w: bool,
+    rows: tuple[bool, bool],
+    transposed: tuple[bool, bool],
     dtype: torch.dtype,
     precision: str,
     arch: int,
 ) -> MixPlan:
-    """The plan for inputs of a shape, with these strides; how the projections lie."""
-    _, channels, height, width = shape
-    x_is_rows, y_is_rows = is_rows(shape, x_strides), is_rows(shape, y_strides)
+    """The plan for inputs of a shape.
 
+    Args:
+        shape: B, C, H, W.
+        rows: whether x and y are; else they are copied, a chunk at a time.
+        transposed: whether the projections along H and W lie so.
+        dtype: of x.
+        precision: of products of float32, "ieee" or "tf32".
+        arch: ten times the compute capability.
+    """
+    _, channels, height, width = shape
     needs = (False, False, True)
-    copies = (not x_is_rows) + (not y_is_rows)
+    copies = rows.count(False)
     images, h, w = split_batch(shape, (needs, needs), (copies, 2), dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, ...]:
-        both = both_axes_plan(h, w, pixels, (transposed_h, transposed_w))
+        both = both_axes_plan(h, w, pixels, transposed)
         if both is not None:
             return both, None, None
-        plan_h = axis_plan(h, pixels, first, transposed_h)
-        return None, plan_h, axis_plan(w, pixels, first, transposed_w)
+        plan_h = axis_plan(h, pixels, first, transposed[0])
+        return None, plan_h, axis_plan(w, pixels, first, transposed[1])
 
     matrix = images * height * width, matrix_columns(channels)
-    return MixPlan(x_is_rows, y_is_rows, chunks_of(shape, images, plans), matrix, h, w)
+    return MixPlan(chunks_of(shape, images, plans), matrix, h, w)

@@ -5,7 +5,7 @@ that reads and writes along what is contiguous on either side.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -85,14 +85,16 @@ def copy_images_plan(shape: torch.Size, source: Strides, target: Strides) -> Pla
     )
 
 
-def is_rows(shape: Sequence[int], strides: Strides) -> bool:
+def is_rows(images: Tensor) -> bool:
     """Whether [B, C, H, W] is a dense matrix [pixels, C]."""
-    dense = 1
-    for axis in (1, 3, 2, 0):
-        if shape[axis] != 1 and strides[axis] != dense:
-            return False
-        dense *= shape[axis]
-    return True
+    return images.is_contiguous(memory_format=torch.channels_last)
+
+
+def rows_like(images: Tensor) -> Tensor:
+    """The tensor itself if it ``is_rows``, else an empty one that is."""
+    if is_rows(images):
+        return images
+    return torch.empty_like(images, memory_format=torch.channels_last)
 
 
 class Chunk(NamedTuple):
@@ -109,18 +111,17 @@ class Chunk(NamedTuple):
         """Its part of [B, C, H, W]."""
         return x if self.is_all else x[self.first : self.end]
 
-    def rows(self, images: Tensor) -> Tensor:
+    def read(self, x: Tensor, launch: Launch) -> Tensor:
+        """Its part of [B, C, H, W], as it is or copied so that it ``is_rows``."""
+        images = self.images(x)
+        rows = rows_like(images)
+        if rows is not images:
+            copy_images(images, rows, launch)
+        return rows
+
+    def matrix(self, images: Tensor) -> Tensor:
         """Its images, which have to be ``is_rows``, as a matrix [pixels, C]."""
         return images.as_strided((self.pixels, self.channels), (self.channels, 1))
-
-    def read(self, x: Tensor, is_rows: bool, launch: Launch) -> Tensor:
-        """Its part of any tensor [B, C, H, W], as it is or copied so that it ``is_rows``."""
-        images = self.images(x)
-        if is_rows:
-            return images
-        copy = torch.empty_like(images, memory_format=torch.channels_last)
-        copy_images(images, copy, launch)
-        return copy
 
 
 def chunk_images(batch: int, image_bytes: int) -> int:

@@ -230,12 +230,6 @@ def test_backward_inside_autocast_computes_in_the_type_of_x() -> None:
         assert torch.equal(a, e)
 
 
-def strides_of(shape: torch.Size, is_rows: bool) -> tuple[int, ...]:
-    """Of a tensor in channels_last or in PyTorch's own layout."""
-    memory_format = torch.channels_last if is_rows else torch.contiguous_format
-    return torch.empty(shape, device="meta", memory_format=memory_format).stride()
-
-
 def test_scratch_memory_is_bounded() -> None:
     """At every stage, in every layout: one chunk and what is copied for it."""
     for (height, width, channels), dense in itertools.product(
@@ -243,11 +237,9 @@ def test_scratch_memory_is_bounded() -> None:
     ):
         shape = torch.Size((128, channels, height, width))
         plan = backward.backward_plan(
-            shape, *(strides_of(shape, is_rows) for is_rows in dense),
-            backward.Needed(True, True, True, True), False, False,
+            shape, dense, backward.Needed(True, True, True, True), (False, False),
             torch.bfloat16, "ieee", 90,
         )  # fmt: skip
-        assert (plan.dy_is_rows, plan.x_is_rows, plan.dx_is_rows) == dense
         copies = channels * sum(not is_rows for is_rows in dense)
         assert plan.matrix[0] * (plan.matrix[1] + copies) * 2 <= rows.CHUNK_BYTES == 34_500_000
         assert sum(chunk.pixels for chunk in plan.chunks) == 128 * height * width
@@ -260,8 +252,8 @@ def test_products_over_pixels_fill_a_gpu() -> None:
     for height, width, channels in STAGES:
         shape = torch.Size((100, channels, height, width))  # the last chunk is smaller
         plan = backward.backward_plan(
-            shape, *[strides_of(shape, True)] * 3,
-            backward.Needed(True, True, True, True), False, False, torch.bfloat16, "ieee", 90,
+            shape, (True, True, True), backward.Needed(True, True, True, True), (False, False),
+            torch.bfloat16, "ieee", 90,
         )  # fmt: skip
         parts, _, columns = plan.total
         assert all(chunk.pixels % parts == 0 for chunk in plan.chunks)
@@ -274,8 +266,7 @@ def test_offsets_inside_a_chunk_fit_31_bits() -> None:
     for size in (1, 56, MAX_SIZE):
         shape = torch.Size((5000, MAX_CHANNELS, size, MAX_SIZE))
         plan = backward.backward_plan(
-            shape, *[strides_of(shape, True)] * 3,
-            backward.Needed(True, True, True, True), False, False,
+            shape, (True, True, True), backward.Needed(True, True, True, True), (False, False),
             torch.float16, "ieee", 90,
         )  # fmt: skip
         assert plan.matrix[0] * plan.matrix[1] <= 2**31 - 1
