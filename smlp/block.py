@@ -190,7 +190,7 @@ def check_input(x: Tensor, weight: Tensor, size: tuple[int, int, int]) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     require_dense("x", x)
-    if x.dim() != 4 or x.shape[1:] != size:
+    if x.shape[1:] != size:
         raise ValueError(f"x: expected shape [B, {', '.join(map(str, size))}], got {list(x.shape)}")
     if x.device != weight.device:
         raise ValueError(

@@ -1,7 +1,8 @@
 """``fused_smlp``: the block as a function; checks, autocast, and the way to kernels or PyTorch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,17 +115,8 @@ def check_weight(name: str, weight: Tensor, shapes: Sequence[list[int]], x: Tens
         )
 
 
-def dispatch(
-    x: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor | None,
-    weight_w: Tensor,
-    bias_w: Tensor | None,
-    weight_fuse: Tensor,
-    bias_fuse: Tensor | None,
-) -> Tensor:
+def dispatch(x: Tensor, *weights: Any) -> Tensor:
     """:func:`fused_smlp` without its checks."""
-    weights = (weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse)
     autocast = autocast_type(x)
     if autocast is not None:
         x = under_autocast(x, weights, autocast)
@@ -134,20 +126,26 @@ def dispatch(
         or (not plain and any(map(is_wrapper, weights)))
         or fallback_reason(x) is not None
     ):
-        weight_fuse = weight_fuse.reshape(*weight_fuse.shape[:2], 1, 1)
-        if bias_fuse is None or bias_fuse.dim() == 1:
-            return smlp(x, *weights[:4], weight_fuse, bias_fuse)
-        y = smlp(x, *weights[:4], weight_fuse, None)
-        return y + bias_fuse.to(y.dtype)
+        weight_h, bias_h, weight_w, bias_w, fuse, bias = weights
+        fuse = fuse.reshape(*fuse.shape[:2], 1, 1)
+        has_map = bias is not None and bias.dim() != 1
+        y = smlp(x, weight_h, bias_h, weight_w, bias_w, fuse, None if has_map else bias)
+        return y + bias.to(y.dtype) if has_map else y
     return ops.differentiable_mix(x, *weights, plain=plain)
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """The type that autocast computes in on the device of ``x``; None where it is off."""
+    if not any_autocast():
+        return None
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # asking about meta is an error
         return None
     return torch.get_autocast_dtype(device)
+
+
+# Asked first, for the name of a device, which the other question needs, takes as long as a launch.
+any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def under_autocast(x: Tensor, weights: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:

@@ -65,13 +65,20 @@ class Call(NamedTuple):
             return
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
-        described: list[Any] = [device]  # a comprehension would be a call of a function
+        key: list[Any] = [device]  # a comprehension would be a call of a function
+        addresses = 0
         for tensor in tensors:
-            described += (None,) if tensor is None else (tensor.dtype, tensor.data_ptr() % 16)
-        key = tuple(described)
-        kernel = plan.compiled.get(key)
+            if tensor is None:
+                key.append(None)
+            else:
+                key.append(tensor.dtype)
+                addresses |= tensor.data_ptr()
+        if addresses % 16:
+            key += [tensor.data_ptr() % 16 for tensor in tensors if tensor is not None]
+        found = tuple(key)
+        kernel = plan.compiled.get(found)
         if kernel is None:
-            plan.compiled[key] = self.launch_by_triton()
+            plan.compiled[found] = self.launch_by_triton()
             return
         kernel.run(
             *(plan.programs, 1, 1, driver.get_current_stream(device)),

@@ -297,8 +297,11 @@ def is_plain(*arguments: Any) -> bool:
         return False
     for argument in arguments:
         kind = type(argument)
-        if kind is Tensor or kind is Parameter:
-            if argument.is_neg() or (kind is Tensor and argument._is_zerotensor()):
+        if kind is Parameter:
+            if argument.is_neg():
+                return False
+        elif kind is Tensor:
+            if argument.is_neg() or argument._is_zerotensor():
                 return False
         elif isinstance(argument, Tensor):
             return False

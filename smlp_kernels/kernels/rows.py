@@ -113,10 +113,11 @@ class Chunk(NamedTuple):
 
     def read(self, x: Tensor, launch: Launch) -> Tensor:
         """Its part of [B, C, H, W], as it is or copied so that it ``is_rows``."""
-        images = self.images(x)
+        images = x if self.is_all else x[self.first : self.end]
+        if is_rows(images):
+            return images
         rows = rows_like(images)
-        if rows is not images:
-            copy_images(images, rows, launch)
+        copy_images(images, rows, launch)
         return rows
 
     def matrix(self, images: Tensor) -> Tensor:
