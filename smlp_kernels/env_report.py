@@ -15,6 +15,7 @@ from smlp import machine
 from smlp.testing import PRECISIONS
 from smlp_kernels import hopper, ops
 from smlp_kernels.functional import fallback_reason
+from smlp_kernels.kernels.narrow import is_narrow
 from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
 
@@ -52,6 +53,8 @@ def path_of(x: torch.Tensor) -> list[str]:
         for axis, size in (("H", height), ("W", width)):
             row = axis_row(size, x.dtype, arch_of(x), forward)
             lines.append(f"{name} along {axis}: {row or 'products of PyTorch'}")
+    if is_narrow(x, arch_of(x)):
+        lines.append("instead of these, if channels_last: narrow_kernel along H and W")
     return [*lines, f"instead of the forward's, if channels_last: {hopper_path(x)}"]
 
 

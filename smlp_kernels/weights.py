@@ -27,9 +27,10 @@ class Weights(NamedTuple):
 
 # A projection or its transpose, whichever is dense, and its bias.
 Along = tuple[Tensor, Tensor | None]
+Read = tuple[Along, Along, tuple[bool, bool], Tensor]
 
 
-def as_read(x: Tensor, weights: Weights) -> tuple[Along, Along, tuple[bool, bool], Tensor]:
+def as_read(x: Tensor, weights: Weights) -> Read:
     """Weights as the kernels read them: what is along H and W, which is transposed, and ``fuse``.
 
     In the type of ``x``, but the biases. Nothing is copied that lies densely in that type.

@@ -34,6 +34,10 @@ SHARED_MEMORY = {
 TENSOR_MEMORY_COLUMNS = 512  # of compute capability 10.0
 # Triton's pipeliner may overwrite what a pending product still reads: see Resources.problems.
 ASYNCHRONOUS_COPIES = ("LDGSTS", "UTMALDG", "UBLKCP")
+# Instructions on local memory that a loop may have, by kernel. They read what does not change in
+# the loop; without the bound of registers two programs would run on a multiprocessor, not three
+# (simulated, backward of 56x56x96: 288 us with them, 349 without).
+LOOP_SPILLS = {"narrow_kernel": 40}
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", re.M)
 
 
@@ -52,6 +56,7 @@ class Resources:
     tensor_memory: int  # columns
     serialized: bool  # wgmma products wait for each other (ptxas C7510 and relatives)
     instructions: Counter[str]
+    loop_spills_allowed: int = 0
 
     def problems(self, arch: int) -> list[str]:
         """Why this must not be shipped for a chip of compute capability ``arch`` / 10."""
@@ -60,7 +65,7 @@ class Resources:
             found.append(f"shared memory {self.shared} of {SHARED_MEMORY[arch]} bytes")
         if self.tensor_memory > TENSOR_MEMORY_COLUMNS:
             found.append(f"tensor memory {self.tensor_memory} of {TENSOR_MEMORY_COLUMNS} columns")
-        if self.loop_spills:
+        if self.loop_spills > self.loop_spills_allowed:
             found.append(f"{self.loop_spills} local-memory instructions in loops")
         if self.serialized:
             found.append("wgmma serialized")
@@ -108,6 +113,7 @@ def compile_call(call: Call, arch: int) -> Resources:
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
         serialized=bool(re.search(r"wgmma\S* instructions are serialized", text)),
         instructions=Counter(name for _, name, _ in INSTRUCTION.findall(sass)),
+        loop_spills_allowed=LOOP_SPILLS.get(call.plan.kernel.__name__, 0),
     )
 
 

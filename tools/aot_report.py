@@ -20,6 +20,7 @@ from smlp.testing import PRECISIONS
 from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
 from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.kernels.mix import mix
+from smlp_kernels.kernels.narrow import narrow_kernel
 from smlp_kernels.kernels.rows import copy_images_kernel
 from smlp_kernels.kernels.weight_sums import weight_sums_kernel
 from smlp_kernels.launch import Call
@@ -76,8 +77,9 @@ class Case:
 
 def name_of(call: Call) -> str:
     """Of what a call does."""
-    if call.plan.kernel is axis_kernel:
-        return "along H" if call.plan.constants["ALONG_H"] else "along W"
+    if call.plan.kernel in (axis_kernel, narrow_kernel):
+        narrow = "narrow " if call.plan.kernel is narrow_kernel else ""
+        return narrow + ("along H" if call.plan.constants["ALONG_H"] else "along W")
     names = {both_axes_kernel: "axes", copy_images_kernel: "layout", weight_sums_kernel: "sums"}
     return names[call.plan.kernel]
 

@@ -20,6 +20,7 @@ from benchmarks.shapes import DTYPES, Shape
 from benchmarks.workbench import open_workbench
 from smlp_kernels import ops
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
+from smlp_kernels.kernels import narrow
 from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
 from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_row
 from smlp_kernels.table import add_row, set_rows
@@ -142,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arch not in aot.SHARED_MEMORY:
         parser.error(f"compute capability {arch / 10}: add it to SHARED_MEMORY in tools/aot.py")
     ops.run_hopper = None  # its tiles are not in the table
+    narrow.ARCHS = ()  # nor these
     sizes = (options.shape.height, options.shape.width)
     faster = []
     for forward in (True, False):

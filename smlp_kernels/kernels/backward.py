@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, matrix_columns, split_batch
+from smlp_kernels.kernels.narrow import is_narrow, narrow_backward
 from smlp_kernels.kernels.products import add_products, parts_of, run_axis
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows, rows_like
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
@@ -55,8 +56,12 @@ def mix_backward(
     if not (any(needed) and x.shape[0]):
         return tuple(grad.zero_() for grad in grads)
     shape, dtype = x.shape, x.dtype
-    (proj_h, bias_h), (proj_w, bias_w), transposed, fuse = as_read(x, weights)
+    read = as_read(x, weights)
+    (proj_h, bias_h), (proj_w, bias_w), transposed, fuse = read
     rows = is_rows(dy), not any(needed[1:]) or is_rows(x), not needed.x or is_rows(dx)
+    if is_narrow(x, arch) and all(rows) and all(needed):
+        narrow_backward(dy, x, read, grads, launch)
+        return grads
     plan = backward_plan(shape, rows, needed, transposed, dtype, input_precision(dtype), arch)
     start, end = plan.branches
     channels = shape[1]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, matrix_columns, split_batch
+from smlp_kernels.kernels.narrow import is_narrow, narrow_mix
 from smlp_kernels.kernels.products import run_axis
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows, rows_like
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
@@ -31,8 +32,12 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
     """
     y = torch.empty_like(x)
     shape, dtype, bias = x.shape, x.dtype, weights[5]
-    along_h, along_w, transposed, fuse = as_read(x, weights)
+    read = as_read(x, weights)
+    along_h, along_w, transposed, fuse = read
     rows = is_rows(x), is_rows(y)
+    if is_narrow(x, arch) and all(rows):
+        narrow_mix(x, y, read, bias, launch)
+        return y
     plan = mix_plan(shape, rows, transposed, dtype, input_precision(dtype), arch)
     channels = shape[1]
     if fuse.is_contiguous():  # one view, not two

@@ -1,5 +1,7 @@
 """The last launch of the backward: partial results become gradients, each in its weight's type."""
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -35,6 +37,7 @@ def weight_sums_kernel(
     partial_h_ptr,  # [rows_h, H * H + H]
     partial_w_ptr,  # [rows_w, W * W + W]
     total_ptr,  # [parts, C, COLUMNS]: the gradient of fuse, then that of its bias
+    # or, packed, [parts, C * 3C + C]
     proj_h_ptr,  # [H, H]; these six are contiguous, of any types
     bias_h_ptr,  # [H]
     proj_w_ptr,  # [W, W]
@@ -45,6 +48,7 @@ def weight_sums_kernel(
     programs_h, programs_w,  # each 0 where not wanted
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr,  # elements at a time
+    PARTS: tl.constexpr,  # at a time; 0: not packed
 ):  # fmt: skip
     """Each sum in a fixed order: the same bits in every run."""
     pid = tl.program_id(0)
@@ -58,6 +62,11 @@ def weight_sums_kernel(
             partial_w_ptr, proj_w_ptr, bias_w_ptr, pid - programs_h, rows_w,
             WIDTH * WIDTH, WIDTH, ROWS, TILE // ROWS,
         )  # fmt: skip
+    elif PARTS > 0:
+        sum_columns(
+            total_ptr, fuse_ptr, bias_ptr, pid - programs_h - programs_w, parts,
+            CHANNELS * 3 * CHANNELS, CHANNELS, PARTS, TILE // PARTS,
+        )  # fmt: skip
     else:
         index = (pid - programs_h - programs_w) * TILE + tl.arange(0, TILE)
         row, column = index // COLUMNS, index % COLUMNS
@@ -70,34 +79,36 @@ def weight_sums_kernel(
         tl.store(bias_ptr + row, total, mask=(row < CHANNELS) & (column == 3 * CHANNELS))
 
 
-TILE, ROWS, NUM_WARPS = 2048, 256, 8
+TILE, ROWS, PARTS, NUM_WARPS = 2048, 256, 32, 8
 REGISTERS = 128  # no bound that any chip reaches: without one, 10.0 is given 48, and spills
 
 
 def weight_sums_plan(
     size: tuple[int, int, int],  # C, H, W
-    total: tuple[int, int, int],
+    total: tuple[int, ...],  # parts, C, columns; or parts, C * 3C + C
     rows_h: int,
     rows_w: int,
 ) -> Plan:
     """The plan of ``weight_sums_kernel``; rows and parts are 0 where a gradient is not wanted."""
-    parts, _, columns = total
+    parts, *rest = total
+    packed = len(rest) == 1
     channels, height, width = size
     block = TILE // ROWS
     programs_h = triton.cdiv(height * (height + 1), block) if rows_h else 0
     programs_w = triton.cdiv(width * (width + 1), block) if rows_w else 0
-    programs = triton.cdiv(channels * columns, TILE) if parts else 0
+    programs = triton.cdiv(math.prod(rest), TILE // PARTS if packed else TILE) if parts else 0
     return Plan(
         weight_sums_kernel,
         programs_h + programs_w + programs,
         (rows_h, rows_w, parts, programs_h, programs_w),
         {
             "CHANNELS": channels,
-            "COLUMNS": columns,
+            "COLUMNS": rest[-1],
             "HEIGHT": height,
             "WIDTH": width,
             "ROWS": ROWS,
             "TILE": TILE,
+            "PARTS": PARTS if packed else 0,
         },
         NUM_WARPS,
         REGISTERS,

@@ -30,6 +30,10 @@ FEW: list[Size] = [
     (1, 16, 112, 112),
 ]  # fmt: skip
 LARGE: list[Size] = [(1, 8, 256, 256), (1, 2048, 4, 4), (20, 64, 7, 7), (1, 48, 32, 128)]
+NARROW: list[Size] = [  # with several tiles for each program, and all positions and slices
+    (1, 40, 64, 33), (2, 96, 14, 20), (3, 128, 7, 30), (1, 64, 56, 16), (8, 40, 56, 56),
+    (60, 40, 14, 14), (1, 104, 1, 48),
+]  # fmt: skip
 # so many tiles that every program takes several: the loops over tiles come to their steady state
 MANY_TILES: list[Size] = [(500, 16, 7, 7), (120, 24, 14, 14), (40, 16, 28, 28), (10, 16, 56, 56)]
 
@@ -118,6 +122,22 @@ def variants(block: Block, thorough: bool) -> Iterator[Block]:
         yield replace(small, size=(batch, 32, 7, 7))
 
 
+def narrow() -> Iterator[Block]:
+    """What takes ``narrow_kernel``, and what a plain training step of it leaves out."""
+    for precision in ("bf16", "fp16"):
+        yield from blocks((90,), precision, (NHWC,), NARROW)
+    small = Block(90, "bf16", (3, 40, 10, 20))
+    yield replace(small, bias_map=True)
+    yield replace(small, wanted=("x",), transposed_weights=True)
+    yield replace(small, wanted=())
+    yield replace(small, transposed_weights=True)
+    yield replace(small, nan=True)
+    yield replace(small, autocast=True)
+    yield replace(small, order=2)
+    for name in ("bias_h", "bias_w", "bias_fuse"):
+        yield replace(small, absent=(name,))
+
+
 def second_order(archs: tuple[int, ...]) -> Iterator[Block]:
     for arch in archs:
         yield Block(arch, "fp64", (2, 20, 9, 11), order=2)
@@ -161,6 +181,7 @@ def groups(random_seeds: range) -> dict[str, list[Task]]:
             *blocks(smaller, "bf16", LAYOUTS, [*STAGES[80], *ODD[:8], LONG[0]]),
         ],
         "other types": [b for p in others for b in blocks(ARCHS, p, LAYOUTS, FEW)],
+        "narrow": list(narrow()),
         "large": list(blocks((80, 90), "bf16", (NHWC,), LARGE)),
         "many tiles": [
             b for p in ("bf16", "tf32") for b in blocks((80, 90), p, LAYOUTS, MANY_TILES)
@@ -200,6 +221,7 @@ def selection() -> list[Task]:
         *shipped(),
         *(b for arch in (80, 90) for b in variants(Block(arch, "bf16", (1, 1, 1, 1)), False)),
         *second_order((90,)),
+        *narrow(),
         Block(90, "bf16", MANY_TILES[0]),
         Block(90, "bf16", STAGES[80][2], early_copies=True),
     ]

@@ -1,6 +1,7 @@
 """Kernels broken on purpose: what is taken out of their PTX has to be noticed."""
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from tests.ptx.cases import Task
 from tests.ptx.chip import Change
 from tests.ptx.examples import run_masked_product
 
-SIZE = (2, 96, 17, 9)  # B, C, H, W of the block
+SIZE = (2, 136, 17, 9)  # B, C, H, W of the block
+NARROW = (2, 96, 17, 9)  # the same for narrow_kernel
 
 Replacement = str | Callable[[re.Match[str]], str]
 
@@ -107,14 +109,15 @@ def mutation_tasks(archs: tuple[int, ...], most: int) -> list[Task]:
     tasks = []
     for arch in archs:
         example = functools.partial(run_masked_product, arch)
-        block = functools.partial(broken_block, Block(arch, "bf16", SIZE))
+        subjects = {"block": SIZE} | ({"narrow block": NARROW} if arch == 90 else {})
         for name in MUTATIONS:
             if name in IN_CUDA + (ON_AMPERE if arch == 90 else ON_HOPPER):
                 continue
             run = functools.partial(run_mutation, example, name, 100, True)
             tasks.append(Task("mutants", f"sm_{arch} example: {name}", run))
-        for name in MUTATIONS:
+        for (kind, size), name in itertools.product(subjects.items(), MUTATIONS):
             if name not in IN_CUDA and (arch == 90 or name not in ON_HOPPER):
+                block = functools.partial(broken_block, Block(arch, "bf16", size))
                 run = functools.partial(run_mutation, block, name, most, False)
-                tasks.append(Task("mutants", f"sm_{arch} block: {name}", run))
+                tasks.append(Task("mutants", f"sm_{arch} {kind}: {name}", run))
     return tasks

@@ -7,6 +7,7 @@ import torch
 
 from smlp_kernels.functional import DTYPES, MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels.axis import axis_plan, both_axes_plan, make_axis
+from smlp_kernels.kernels.narrow import narrow_plans
 from smlp_kernels.kernels.rows import copy_images_plan
 from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
@@ -56,6 +57,7 @@ def test_constants_are_in_the_order_of_the_kernels() -> None:
         both_axes_plan(h, w, 60, (False, True)),
         copy_images_plan(shape, (240, 30, 6, 1), (240, 1, 48, 8)),
         weight_sums_plan(size, (1, 8, 32), 2, 2),
+        *narrow_plans(shape, (True, False), backward=True, bias_map=False),
     ):
         names = plan.kernel.arg_names
         assert names[-len(plan.constants) :] == list(plan.constants)

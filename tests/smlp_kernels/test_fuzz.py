@@ -6,7 +6,10 @@ Derandomised, so that CI runs the same cases every time. For a long run with new
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from smlp.block import smlp
 from smlp.testing import EPS, NAMES, compare_block
 from smlp_kernels import fused_smlp
+from smlp_kernels.kernels import narrow
 from tests.smlp_kernels.oracle import Case, in_layout
 
 CASES = int(os.environ.get("SMLP_FUZZ_CASES", "0"))
@@ -24,12 +28,16 @@ if torch.cuda.is_available():
     DTYPES.append(torch.bfloat16)  # the interpreter has none
 
 
-@settings(
-    max_examples=CASES or 25,
-    derandomize=not CASES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # ours only fills memory
-)
+def fuzzing(examples: int) -> Callable[[Any], Any]:
+    return settings(
+        max_examples=examples,
+        derandomize=not CASES,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],  # ours only fills memory
+    )
+
+
+@fuzzing(CASES or 25)
 @given(
     case=st.builds(Case, st.integers(1, 3), SIZES, SIZES, st.integers(1, 34)),
     dtype=st.sampled_from(DTYPES),
@@ -48,6 +56,19 @@ def test_block(
     absent: set[str],
     seed: int,
 ) -> None:
+    check(case, dtype, layout, gradient_layout, wanted, absent, seed)
+
+
+def check(
+    case: Case,
+    dtype: torch.dtype,
+    layout: str,
+    gradient_layout: str,
+    wanted: set[str],
+    absent: set[str],
+    seed: int,
+) -> None:
+    """Output and gradients of a block."""
     arguments = case.arguments(dtype, layout, seed)
     for index, name in enumerate(NAMES):
         if name in absent:
@@ -61,3 +82,23 @@ def test_block(
         assert result.problem is None, f"{result.name}: {result.problem}"
     if len(results) == 1:
         assert not fused_smlp(*arguments).requires_grad
+
+
+@fuzzing(CASES // 10 or 5)
+@given(
+    case=st.builds(Case, st.integers(1, 4), SIZES, SIZES, st.sampled_from([40, 48, 64, 88])),
+    wanted=st.sampled_from([NAMES, ("x",)]),
+    absent=st.sets(st.sampled_from(["bias_h", "bias_w", "bias_fuse"])),
+    programs=st.sampled_from([4, 8, 396]),
+    seed=st.integers(0, 2**31),
+)
+def test_narrow_block(
+    case: Case, wanted: tuple[str, ...], absent: set[str], programs: int, seed: int
+) -> None:
+    """What goes to ``narrow_kernel``, on a chip that has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(narrow, "ARCHS", (0, *narrow.ARCHS))
+        patch.setattr(narrow, "PROGRAMS", programs)
+        narrow.narrow_plans.cache_clear()
+        check(case, torch.float16, "channels_last", "channels_last", set(wanted), absent, seed)
+    narrow.narrow_plans.cache_clear()

@@ -26,7 +26,9 @@ from tools.aot_report import Case, shipped_cases
 
 NAMES = {
     "forward, along H", "forward, along W", "forward, axes", "forward, layout",
+    "forward, narrow along H", "forward, narrow along W",
     "backward, along H", "backward, along W", "backward, layout", "backward, sums",
+    "backward, narrow along H", "backward, narrow along W",
 }  # fmt: skip
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide, maximum shared memory of a thread block
 LIMIT_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -68,7 +70,7 @@ def test_shipped(case: Case, rows: dict[Case, list[dict[str, Any]]]) -> None:
     for row in rows[case]:
         assert row["shared"] <= LIMIT_KIB[case.arch] * 1024, row
         assert row["tensor_memory"] <= 512, row
-        assert row["loop_spills"] == 0, row
+        assert row["loop_spills"] <= (40 if "backward, narrow" in row["kernel"] else 0), row
         assert not row["serialized"], row
         assert row["registers"] <= 255, row
         assert row["loop_stores"] >= 0 and row["loop_loads"] >= 0, row
@@ -114,6 +116,7 @@ def test_problems_are_named(change: dict[str, Any], problem: str) -> None:
         tensor_memory=512, serialized=False, instructions=Counter(LDG=8),
     )  # fmt: skip
     assert Resources(**healthy).problems(86) == []
+    assert Resources(**healthy | {"loop_spills": 2}, loop_spills_allowed=2).problems(86) == []
     assert Resources(**healthy | change).problems(86) == [problem]
 
 
