@@ -30,8 +30,8 @@ test-all: $(call environment,test)  ## all that this machine can run
 
 bench: $(call environment,test)  ## providers side by side: table, JSON and plot, into bench_out/
 	mkdir -p bench_out
-	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=bench_out/run.json $(ARGS)
-	$(PY) -m benchmarks.plot bench_out/run.json bench_out
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=bench_out/run.json \
+	    --report=bench_out $(ARGS)
 
 gpu-day: $(call environment,test)  ## all that is to be measured on a GPU, 9.5 minutes a call
 	$(PY) -m benchmarks.gpu_day --out bench_out/gpu-day $(ARGS)

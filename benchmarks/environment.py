@@ -23,14 +23,9 @@ def commit() -> str:
     """
     if told := os.environ.get("SMLP_COMMIT"):
         return told
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=9", "--dirty=+"]
     try:
-        found = _git("rev-parse", "--short=9", "HEAD")
-        return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return found.stdout.strip()

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import ROOT, describe
-from benchmarks.providers import gradient_targets, results_of, run_oracle
 from benchmarks.roofline import matmul_precision
 from benchmarks.shapes import DTYPES, STAGES, Shape
 from smlp import SMLPBlock
+from smlp.block import smlp
 from smlp.files import write_atomically
 from smlp.machine import in_words
 from smlp.tables import markdown_table
-from smlp.testing import relative_error
+from smlp.testing import PRECISIONS, compare_block
 
 PAGE = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.numerics -->", "<!-- end -->"
@@ -50,7 +50,7 @@ def measured_shapes(on_gpu: bool) -> list[Shape]:
 
 
 def measure(shape: Shape, dtype: str, device: str) -> Errors:
-    """Errors of both blocks on the same, already rounded numbers.
+    """Errors of the fused block and of PyTorch's on the same, already rounded numbers.
 
     Raises:
         RuntimeError: if the fused block would run on PyTorch, which would be compared with itself.
@@ -67,23 +67,22 @@ def measure(shape: Shape, dtype: str, device: str) -> Errors:
     dy = torch.randn_like(x)
     if reason := fallback_reason(x):
         raise RuntimeError(f"the kernels do not run for {shape} in {dtype}: {reason}")
-    exact = run_oracle(plain, x, dy).exact
-    of_both = []
-    for block, call in ((fused, fused), (plain, peer(plain, dtype, device))):
-        with matmul_precision(dtype):
-            results = results_of(call, gradient_targets(block, x), dy)
-        of = {name: relative_error(value, exact[name]) for name, value in results.items()}
-        of_both.append((of.pop("output"), of.pop("d x"), max(of.values())))
-    return Errors(shape, dtype, *of_both)
+    arguments, eps = [x, *fused.weights()], PRECISIONS[dtype].eps
+    with matmul_precision(dtype):
+        results = compare_block(
+            lambda x, *_: fused(x), arguments, dy, eps=eps, peer=peer(dtype, device)
+        )
+    of_both = zip(*((r.error, r.peer_error or 0.0) for r in results), strict=True)
+    return Errors(shape, dtype, *((y, x, max(weights)) for y, x, *weights in of_both))
 
 
-def peer(plain: SMLPBlock, dtype: str, device: str) -> Callable[[Tensor], Tensor]:
+def peer(dtype: str, device: str) -> Callable[..., Tensor]:
     """PyTorch's block; a CPU has no TF32, so that its operands are cut off there."""
     if dtype != "tf32" or device == "cuda":
-        return plain
+        return smlp
     from tests.ptx.blocks import tf32_formula
 
-    return lambda x: tf32_formula(x, *plain.weights())
+    return tf32_formula
 
 
 def rows(on_gpu: bool) -> Iterator[Errors]:
@@ -125,13 +124,11 @@ def around_the_table(page: Path) -> tuple[str, str]:
     """Return the text before and after the table in ``page``, the markers included.
 
     Raises:
-        ValueError: if the page cannot be read and written, or the markers are not in it.
+        OSError: if the page cannot be read and written.
+        ValueError: if the markers are not in it.
     """
-    if not page.is_file() or not os.access(page, os.R_OK | os.W_OK):
-        raise ValueError(f"{page}: expected a file that can be read and written")
-    if not os.access(page.parent, os.W_OK):
-        raise ValueError(f"{page}: expected a folder that can be written")
-    text = page.read_text()
+    with page.open("r+") as file:
+        text = file.read()
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if text.count(BEGIN) != 1 or not end:
@@ -145,7 +142,7 @@ def main() -> None:
     page = parser.parse_args().page
     try:
         before, after = around_the_table(page)  # a wrong page shows before minutes have gone
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(f"--page: {error}")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:

@@ -1,122 +1,93 @@
-"""Measurements as tables: for the terminal, the report's page and the README.
+"""Rows of measurements as tables, Markdown that reads well as plain text, and as a picture."""
 
-A table is Markdown whose columns line up, so that it reads well as plain text.
-"""
-
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.providers import PROVIDERS
-from benchmarks.roofline import PASSES, Ceilings
-from benchmarks.rows import best_torch
-from benchmarks.shapes import BY_NAME
-from smlp.machine import in_words
+from benchmarks.roofline import PASSES
+from benchmarks.shapes import BY_NAME, STAGES
 from smlp.tables import markdown_table
 
-COMMAND = "make gpu-day"
-NOTHING = f"Not yet measured on a GPU; `{COMMAND}` does that."
-FACTS = ("gpu", "commit", "torch", "triton", "driver_version")
-ROW_KEYS = ("pass", "dtype", "layout")  # rows that share them stand in one table
-README_TABLES = (("inference", "bf16", "channels_last"), ("fwd+bwd", "bf16", "channels_last"))
-MODELS = ("tiny", "small", "base")
+Row = dict[str, Any]  # made by bench_block.row
+
+SERIES = ("pass", "dtype", "layout")  # rows that share them, and are stages or not, make a table
+FACTS = ("gpu", "commit", "torch", "triton", "driver_version")  # next to every number
+QUANTITIES = {
+    "gpu_us": "GPU microseconds",
+    "host_us": "host microseconds",
+    "peak_mb": "peak memory beyond the inputs, MB",
+    "kept_mb": "memory kept for the backward, MB",
+}
+
+# Okabe and Ito's palette, told apart with any colour vision
+COLOURS = {
+    "eager_nchw": "#999999",
+    "eager_nhwc": "#56B4E9",
+    "compiled": "#E69F00",
+    "handwritten": "#009E73",
+    "handwritten_compiled": "#CC79A7",
+    "fused": "#0072B2",
+}
 
 
-class NothingMeasuredError(ValueError):
-    """The run was made without a GPU."""
+def series(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by pass, dtype and layout, in the order of the passes, the stages apart from others."""
+    stages = {shape.name for shape in STAGES}
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: PASSES.index(row["pass"])):
+        others = [] if row["shape"] in stages else ["other shapes"]
+        found.setdefault(", ".join([*(row[key] for key in SERIES), *others]), []).append(row)
+    return found
 
 
-@dataclass(frozen=True)
-class Report:
-    """Measured rows, and the machine they were measured on.
-
-    Attributes:
-        rows: as made by :func:`benchmarks.rows.make_row`, all of them with a GPU time.
-        ceilings: the rates the floors were computed with.
-        environment: flat facts about device, versions and commit.
-    """
-
-    rows: list[dict[str, Any]]
-    ceilings: Ceilings
-    environment: dict[str, Any]
-
-    def series(self) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-        """Rows by (pass, dtype, layout), in the order of the passes."""
-        found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for row in sorted(self.rows, key=lambda row: PASSES.index(row["pass"])):
-            found.setdefault(tuple(row[key] for key in ROW_KEYS), []).append(row)
-        return found
-
-    def source(self, command: str) -> str:
-        """The command, the machine and the ceilings, in a sentence."""
-        facts = in_words(self.environment, FACTS)
-        return f"Measured by `{command}`: {facts}; {self.ceilings}."
-
-
-def load(path: Path) -> Report:
-    """Read what ``pytest benchmarks --benchmark-json=path`` wrote.
-
-    Raises:
-        ValueError: if the file is something else.
-        NothingMeasuredError: if it holds no GPU times.
-    """
-    data = json.loads(path.read_text())
-    if "benchmarks" not in data:
-        raise ValueError(f"{path}: expected the JSON of pytest benchmarks")
-    rows = [entry["extra_info"] for entry in data["benchmarks"]]
-    rows = [row for row in rows if row.get("gpu_us") is not None]
-    if not rows or not data.get("ceilings"):
-        raise NothingMeasuredError(f"{path}: nothing to plot, no GPU times in it.")
-    return Report(rows, Ceilings(**data["ceilings"]), data.get("machine_info", {}).get("smlp", {}))
-
-
-def by_shape(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{shape: {provider: row}}``, stage shapes by model and from large images to small."""
-
-    def place(name: str) -> tuple[int, str, int]:
-        model = name.partition("-")[0]
-        return (*MODELS, model).index(model), model, -BY_NAME[name].pixels
-
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: place(row["shape"])):
+def by_shape(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """``{shape: {provider: row}}``, shapes in the order in which they are declared."""
+    order, found = list(BY_NAME), dict[str, dict[str, Row]]()
+    for row in sorted(rows, key=lambda row: order.index(row["shape"])):
         found.setdefault(row["shape"], {})[row["provider"]] = row
     return found
 
 
-def tables(series: dict[tuple[str, ...], list[dict[str, Any]]]) -> list[str]:
-    """One table per pass, dtype and layout: shapes as rows, providers as columns."""
+def best_torch(measured: Mapping[str, Row]) -> Row | None:
+    """The fastest provider that is plain torch; None if none was measured."""
+    of_torch = [row for name, row in measured.items() if name != "fused"]
+    return min(of_torch, key=lambda row: row["gpu_us"], default=None)
+
+
+def tables(rows: Iterable[Row], quantity: str = "gpu_us") -> list[str]:
+    """One table per pass, dtype and layout: shapes as rows, providers as columns.
+
+    Args:
+        rows: with a GPU time.
+        quantity: one of QUANTITIES; only columns that hold something are shown.
+    """
     text = []
-    for key, rows in series.items():
-        text += [f"**{', '.join(key)}** (GPU microseconds{_noise(rows)})", ""]
-        text += [*_table(rows), ""]
+    for title, part in series(row for row in rows if row.get(quantity)).items():
+        spread = max(row.get("spread") or 0.0 for row in part)
+        noise = f"; samples spread by {spread:.1%} at most" if quantity == "gpu_us" else ""
+        text += [f"**{title}** ({QUANTITIES[quantity]}{noise})", "", *_table(part, quantity), ""]
     return text
 
 
-def _noise(rows: Sequence[dict[str, Any]]) -> str:
-    again = [abs(row["noise"]) for row in rows if row.get("noise") is not None]
-    return f"; measured twice, one provider differs by {max(again):.1%}" if again else ""
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _table(rows: Sequence[Row], quantity: str) -> list[str]:
     present = {row["provider"] for row in rows}
     names = [name for name in PROVIDERS if name in present]
     cells = [["[B, C, H, W]", *names, "floor", "fused: of floor", "best torch / fused"]]
     shares, ratios = [], []
     for shape, measured in by_shape(rows).items():
-        any_row, fused = next(iter(measured.values())), measured.get("fused")
-        best = best_torch({name: row["gpu_us"] for name, row in measured.items()})
-        times = (f"{measured[name]['gpu_us']:.1f}" if name in measured else "-" for name in names)
-        size, floor = f"{shape} {any_row['size']}", f"{any_row['floor_us']:.1f}"
-        cells.append([size, *times, floor, "-", "-"])
-        if fused:
-            shares.append(fused["share_of_floor"])
-            cells[-1][-2] = f"{shares[-1]:.0%}"
+        first, fused, best = next(iter(measured.values())), measured.get("fused"), None
+        numbers = (f"{measured[name][quantity]:.1f}" if name in measured else "-" for name in names)
+        cells.append([f"{shape} {first['size']}", *numbers, "-", "-", "-"])
+        if quantity == "gpu_us":
+            best, cells[-1][-3] = best_torch(measured), f"{first['floor_us']:.1f}"
+            if fused:
+                shares.append(fused["share_of_floor"])
+                cells[-1][-2] = f"{shares[-1]:.0%}"
         if fused and best:
-            ratios.append(best[1] / fused["gpu_us"])
-            cells[-1][-1] = f"{ratios[-1]:.2f}x ({best[0]})"
+            ratios.append(best["gpu_us"] / fused["gpu_us"])
+            cells[-1][-1] = f"{ratios[-1]:.2f}x ({best['provider']})"
     if shares:
         mean = f"{geometric_mean(shares):.0%}, {min(shares):.0%}"
         ratio = f"{geometric_mean(ratios):.2f}x, {min(ratios):.2f}x" if ratios else "-"
@@ -126,13 +97,53 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return markdown_table(head, lines)
 
 
-def readme_text(report: Report, judged: list[str]) -> str:
-    """The README's section: the stages in bf16 and channels_last, then the targets.
+def draw(rows: Iterable[Row], title: str, path: Path) -> None:
+    """A panel for each table: the share of the floor that each provider reaches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = series(rows)
+    figure, axes = plt.subplots(
+        len(panels), figsize=(12, 1 + 3 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for (name_of_panel, part), axis in zip(panels.items(), axes.flat, strict=True):
+        shapes = by_shape(part)
+        names = [name for name in COLOURS if any(name in of for of in shapes.values())]
+        width = 0.8 / len(names)
+        for index, name in enumerate(names):
+            at = [place + (index - (len(names) - 1) / 2) * width for place in range(len(shapes))]
+            shares = [
+                100 * of[name]["share_of_floor"] if name in of else 0 for of in shapes.values()
+            ]
+            axis.bar(at, shares, width, color=COLOURS[name], label=name, zorder=2)
+        axis.set(title=name_of_panel, ylabel="% of the floor")
+        axis.set_xticks(range(len(shapes)), shapes)
+        axis.grid(axis="y", color="#e0e0e0", zorder=0)
+        axis.legend(loc="upper left", ncols=len(names), frameon=False, fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def write(folder: Path, text: Iterable[str], rows: Sequence[Row], title: str) -> list[Path]:
+    """Write ``report.md`` and, of rows, ``share_of_floor.png``; returns the paths of both.
 
     Args:
-        report: the rows of the stage shapes.
-        judged: the table of the targets and their verdicts.
+        folder: where they go.
+        text: lines of the page.
+        rows: what is drawn, with a GPU time each.
+        title: of the picture.
     """
-    series = report.series()
-    chosen = {key: series[key] for key in README_TABLES if key in series}
-    return "\n".join([report.source(COMMAND), "", *tables(chosen), *judged])
+    folder.mkdir(parents=True, exist_ok=True)
+    page, picture = folder / "report.md", folder / "share_of_floor.png"
+    page.write_text("\n".join(text) + "\n")
+    if not rows:
+        return [page]
+    try:
+        draw(rows, title, picture)
+    except ImportError as error:
+        print(f"no picture: {error}")
+        return [page]
+    return [page, picture]

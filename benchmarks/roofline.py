@@ -30,8 +30,11 @@ from benchmarks import timing
 from benchmarks.shapes import DTYPES, Shape, expect
 
 COPY_BYTES = 2 << 30  # far beyond any L2
+LONG = {"warmup": 50, "rep": 200}  # milliseconds of each measurement
 GEMM_SIZE = 8192  # 1.1 TFLOP: over a millisecond, so launch and tail effects vanish
 PASSES = ("inference", "fwd", "bwd", "fwd+bwd")
+# how often x's and the weights' bytes move, and how many forwards' multiply-adds it takes
+COSTS = {"inference": (2, 1, 1), "fwd": (2, 1, 1), "bwd": (3, 2, 2)}
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,6 @@ class Ceilings:
     gemm_flops_per_s: dict[str, float]
     device: str
 
-    def __post_init__(self) -> None:
-        rates = {"copy_bytes_per_s": self.copy_bytes_per_s, **self.gemm_flops_per_s}
-        for name, rate in rates.items():
-            if not rate > 0:
-                raise ValueError(f"{name}: expected a positive rate, got {rate}")
-
     def __str__(self) -> str:
         rates = ", ".join(
             f"{dtype} {rate / 1e12:.0f} TFLOP/s" for dtype, rate in self.gemm_flops_per_s.items()
@@ -62,13 +59,6 @@ class Ceilings:
             f"ceilings measured on {self.device}: "
             f"copy {self.copy_bytes_per_s / 1e12:.2f} TB/s, products {rates}"
         )
-
-    def matrix_rate(self, dtype: str) -> float:
-        """Flops per second for ``dtype``; a ValueError names the dtypes that were measured."""
-        if dtype not in self.gemm_flops_per_s:
-            known = ", ".join(self.gemm_flops_per_s) or "none"
-            raise ValueError(f"dtype: expected one that was measured ({known}), got {dtype!r}")
-        return self.gemm_flops_per_s[dtype]
 
 
 def weight_elements(shape: Shape) -> int:
@@ -79,15 +69,14 @@ def weight_elements(shape: Shape) -> int:
 
 def io_bytes(shape: Shape, pass_: str, dtype: str) -> int:
     """Bytes that ``inference``, ``fwd`` or ``bwd`` must move through device memory."""
-    expect("dtype", dtype, DTYPES)
-    tensors, weights, _ = _costs(pass_)
+    tensors, weights, _ = COSTS[pass_]
     return (tensors * shape.elements + weights * weight_elements(shape)) * DTYPES[dtype].itemsize
 
 
 def flops(shape: Shape, pass_: str) -> int:
     """Floating-point operations (two per multiply-add) of ``inference``, ``fwd`` or ``bwd``."""
     per_element = shape.height + shape.width + 3 * shape.channels
-    return 2 * shape.elements * per_element * _costs(pass_)[2]
+    return 2 * shape.elements * per_element * COSTS[pass_][2]
 
 
 def floor_us(shape: Shape, pass_: str, dtype: str, ceilings: Ceilings) -> float:
@@ -95,14 +84,7 @@ def floor_us(shape: Shape, pass_: str, dtype: str, ceilings: Ceilings) -> float:
     if pass_ == "fwd+bwd":
         return sum(floor_us(shape, part, dtype, ceilings) for part in ("fwd", "bwd"))
     memory = io_bytes(shape, pass_, dtype) / ceilings.copy_bytes_per_s
-    return 1e6 * max(memory, flops(shape, pass_) / ceilings.matrix_rate(dtype))
-
-
-def _costs(pass_: str) -> tuple[int, int, int]:
-    """How often x's and the weights' bytes move, and how many forwards' multiply-adds it takes."""
-    costs = {"inference": (2, 1, 1), "fwd": (2, 1, 1), "bwd": (3, 2, 2)}
-    expect("pass_", pass_, costs)
-    return costs[pass_]
+    return 1e6 * max(memory, flops(shape, pass_) / ceilings.gemm_flops_per_s[dtype])
 
 
 @contextmanager
@@ -123,13 +105,7 @@ def matmul_precision(dtype: str) -> Iterator[None]:
 
 
 def measure_ceilings(dtypes: Sequence[str] = tuple(DTYPES)) -> Ceilings:
-    """Median copy bandwidth and matrix rate of the current GPU on random data.
-
-    Raises:
-        RuntimeError: without a GPU, since a floor of another machine would mean nothing.
-    """
-    if not torch.cuda.is_available():
-        raise RuntimeError("ceilings: an NVIDIA GPU is needed, torch.cuda.is_available() is False")
+    """Median copy bandwidth and matrix rate of the current GPU on random data."""
     rates = {dtype: _gemm_flops_per_s(dtype) for dtype in dtypes}
     return Ceilings(_copy_bytes_per_s(), rates, torch.cuda.get_device_name())
 
@@ -137,7 +113,8 @@ def measure_ceilings(dtypes: Sequence[str] = tuple(DTYPES)) -> Ceilings:
 def _copy_bytes_per_s() -> float:
     source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / _seconds(lambda: target.copy_(source))
+    us = timing.event_us(lambda: target.copy_(source), **LONG)
+    return 2e6 * COPY_BYTES / us
 
 
 def _gemm_flops_per_s(dtype: str) -> float:
@@ -146,8 +123,4 @@ def _gemm_flops_per_s(dtype: str) -> float:
     a, b = (torch.randn(size, size, device="cuda", dtype=DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
     with matmul_precision(dtype):
-        return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out))
-
-
-def _seconds(call: timing.Step) -> float:
-    return timing.event_us(call, warmup=50, rep=200) / 1e6
+        return 2e6 * size**3 / timing.event_us(lambda: torch.mm(a, b, out=out), **LONG)

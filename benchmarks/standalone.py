@@ -1,61 +1,35 @@
-"""Jobs for a process that has just started: compiling, forwards to profile, a first call::
+"""Jobs for processes that have just started: compiling, forwards to profile, first calls::
 
 python -m benchmarks.standalone compile small-56
+python -m benchmarks.standalone compile-stages
 python -m benchmarks.standalone forward small-56
-python -m benchmarks.standalone first-call small-14
+python -m benchmarks.standalone first-calls small-14
 """
 
 import argparse
+import itertools
 import json
+import os
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 
-from benchmarks.shapes import BY_NAME, DTYPES, LAYOUTS, Shape  # nothing that loads Triton
-
-# What the stages are measured in.
-VARIANTS = (
-    ("bf16", "channels_last"),
-    ("tf32", "channels_last"),
-    ("fp16", "channels_last"),
-    ("bf16", "nchw"),
-)
+from benchmarks.shapes import BY_NAME, DTYPES, LAYOUTS, STAGES, VARIANTS  # nothing loads Triton
 
 PROFILED_CALLS = 8
 
 
-def forward(shape: Shape) -> None:
-    """Warm up, then run PROFILED_CALLS fused forwards between cudaProfilerStart and Stop.
-
-    The inputs rotate over more bytes than the L2 holds, so that in the steady state every call
-    reads its input from DRAM, and what a call leaves dirty in the L2 is made up for by what it
-    evicts of the calls before.
-    """
-    from benchmarks.providers import PROVIDERS
-    from benchmarks.workbench import open_workbench
-
-    with open_workbench(shape, "bf16", "channels_last") as bench:
-        steps = bench.steps(PROVIDERS["fused"], "inference")
-        kept = [None] * (len(steps) + 1)  # outputs go to different addresses as well
-        for index in range(2 * len(steps)):
-            kept[index % len(kept)] = steps[index % len(steps)]()
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-        for index in range(PROFILED_CALLS):
-            kept[index % len(kept)] = steps[index % len(steps)]()
-        torch.cuda.synchronize()
-        torch.cuda.profiler.stop()
-
-
-def compile_kernels(shape: Shape) -> None:
-    """A fused forward and backward in each of ``VARIANTS``.
-
-    For what they leave in Triton's cache.
-    """
+def compile_kernels(name: str) -> None:
+    """A fused forward and backward in each of ``VARIANTS``; Triton keeps what it compiles."""
     from benchmarks.roofline import matmul_precision
     from smlp_kernels import FusedSMLPBlock
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, shape = "cuda" if torch.cuda.is_available() else "cpu", BY_NAME[name]
     for dtype, layout in VARIANTS:
         block = FusedSMLPBlock(
             shape.height, shape.width, shape.channels, device=device, dtype=DTYPES[dtype]
@@ -67,43 +41,97 @@ def compile_kernels(shape: Shape) -> None:
             torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
 
 
-def first_call(shape: Shape) -> dict[str, float]:
-    """Seconds of the import and of the first and second forward + backward of a fused block.
+def compile_stages() -> None:
+    """:func:`compile_kernels` for all stages, in several processes.
+
+    Compiling dozens of kernels one after the other would take longer than all measurements.
+    """
+    processes = max(1, (os.cpu_count() or 2) - 2)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        jobs = {shape.name: pool.submit(compile_kernels, shape.name) for shape in STAGES}
+    failed = [f"FAILED {name}: {error}" for name, job in jobs.items() if (error := job.exception())]
+    if failed:
+        sys.exit("\n".join(failed))
+    print(json.dumps({"compiled": list(jobs)}))
+
+
+def forward(name: str) -> None:
+    """Warm up, then run PROFILED_CALLS fused forwards between cudaProfilerStart and Stop.
+
+    The inputs rotate over more bytes than the L2 holds, so that in the steady state every call
+    reads its input from DRAM, and what a call leaves dirty in the L2 is made up for by what it
+    evicts of the calls before.
+    """
+    from benchmarks.providers import PROVIDERS
+    from benchmarks.roofline import io_bytes
+    from benchmarks.workbench import open_workbench
+
+    fused = [PROVIDERS["fused"]]
+    with open_workbench(BY_NAME[name], "bf16", "channels_last", "inference", fused) as bench:
+        steps = bench.steps("fused")
+        kept = [None] * (len(steps) + 1)  # outputs go to different addresses as well
+        for index in range(2 * len(steps)):
+            kept[index % len(kept)] = steps[index % len(steps)]()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        for index in range(PROFILED_CALLS):
+            kept[index % len(kept)] = steps[index % len(steps)]()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+    print(json.dumps({"calls": PROFILED_CALLS, "ideal": io_bytes(bench.shape, "fwd", "bf16")}))
+
+
+def first_call(name: str) -> dict[str, float]:
+    """Seconds of the import and of the first forward and backward of a fused block.
 
     CUDA is initialised before the clock starts: that cost is torch's, not the kernels'.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, shape = "cuda" if torch.cuda.is_available() else "cpu", BY_NAME[name]
     x = torch.randn(shape.size, device=device, dtype=torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     torch.autograd.grad((x @ x.transpose(2, 3)).sum(), x)  # handles and the autograd thread
-    seconds = {}
-    start = time.perf_counter()
+    clock = [time.perf_counter()]
     from smlp_kernels import FusedSMLPBlock
 
-    seconds["import"] = time.perf_counter() - start
+    clock.append(time.perf_counter())
     from benchmarks.timing import synchronised_seconds
 
     block = FusedSMLPBlock(shape.height, shape.width, shape.channels, device=device)
     block.bfloat16()
-    for name in ("first", "second"):
-        start = synchronised_seconds()
-        y = block(x)
-        between = synchronised_seconds()
-        torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
-        seconds[f"{name} forward"] = between - start
-        seconds[f"{name} backward"] = synchronised_seconds() - between
-    return seconds
+    clock.append(synchronised_seconds())
+    y = block(x)
+    clock.append(synchronised_seconds())
+    torch.autograd.grad(y, [x, *block.parameters()], torch.ones_like(y))
+    clock.append(synchronised_seconds())
+    seconds = [after - before for before, after in itertools.pairwise(clock)]
+    return dict(zip(("import", "constructor", "forward", "backward"), seconds, strict=True))
 
 
-JOBS = {"compile": compile_kernels, "forward": forward, "first-call": first_call}
+def first_calls(name: str) -> None:
+    """:func:`first_call` in a new process: Triton's cache empty, then filled by the first."""
+    with tempfile.TemporaryDirectory(prefix="smlp-triton-") as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        for cache in ("cold", "warm"):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                print(json.dumps({cache: pool.submit(first_call, name).result()}), flush=True)
+
+
+JOBS: dict[str, Callable[..., None]] = {
+    "compile": compile_kernels,
+    "compile-stages": compile_stages,
+    "forward": forward,
+    "first-calls": first_calls,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", choices=JOBS)
-    parser.add_argument("shape", choices=sorted(BY_NAME))
+    parser.add_argument("shape", nargs="?", choices=sorted(BY_NAME), help="but for compile-stages")
     arguments = parser.parse_args()
-    print(json.dumps(JOBS[arguments.job](BY_NAME[arguments.shape])))
+    if (arguments.job == "compile-stages") != (arguments.shape is None):
+        parser.error("shape: expected for every job but compile-stages")
+    JOBS[arguments.job](*filter(None, [arguments.shape]))
 
 
 if __name__ == "__main__":

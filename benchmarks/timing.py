@@ -2,27 +2,28 @@
 
 GPU time comes from replaying a CUDA graph of many calls that rotate over several inputs. That
 leaves out the host and the launch gaps (at 20 to 40 us per kernel they would be what is measured),
-and rotating over more bytes than the L2 holds makes every call read its input from DRAM. Time by
-events with the L2 flushed (``triton.testing.do_bench``) is kept next to it, and stands in where a
-provider cannot be captured.
+and rotating over more bytes than the L2 holds makes every call read its input from DRAM.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
-from smlp.info import kept_storages
 
 Step = Callable[[], Any]
 Stopwatch = Callable[[], float]  # one sample, in microseconds per call
 
 GRAPH_US = 3000.0  # length of one replay: thousands of times the resolution of an event
 MAX_CALLS_PER_GRAPH = 64
-FLUSH_BYTES = 256 << 20  # several times any L2
+
+
+class Samples(NamedTuple):
+    """Their median, and the largest over the smallest less one."""
+
+    median: float
+    spread: float
 
 
 def synchronised_seconds() -> float:
@@ -32,18 +33,6 @@ def synchronised_seconds() -> float:
     return time.perf_counter()
 
 
-def l2_flush() -> Step:
-    """Return what overwrites a buffer larger than the L2 cache; it does nothing without a GPU."""
-    if not torch.cuda.is_available():
-        return lambda: None
-    buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-
-    def flush() -> None:  # pytest-benchmark would take a result for arguments
-        buffer.zero_()
-
-    return flush
-
-
 def event_us(call: Step, warmup: int = 10, rep: int = 50) -> float:
     """Median GPU time of one call between two events, the L2 flushed before each, in ``rep`` ms."""
     from triton.testing import do_bench  # needs a driver when used, so never at import
@@ -51,18 +40,18 @@ def event_us(call: Step, warmup: int = 10, rep: int = 50) -> float:
     return 1e3 * do_bench(call, warmup=warmup, rep=rep, return_mode="median")
 
 
-def graph_stopwatch(calls: Sequence[Step], estimate_us: float) -> Stopwatch:
+def graph_stopwatch(calls: Sequence[Step]) -> Stopwatch:
     """Capture ``calls`` round-robin into one CUDA graph on the current stream.
 
     Args:
         calls: one per input set. Each result lives until its set comes round again, so that outputs
             go to different addresses and are written to DRAM like anyone's.
-        estimate_us: rough time of one call, which sets how many are captured.
 
     Raises:
         RuntimeError: if a call cannot be captured.
     """
-    rounds = max(1, round(min(MAX_CALLS_PER_GRAPH, GRAPH_US / estimate_us) / len(calls)))
+    fitting = GRAPH_US / event_us(calls[0])
+    rounds = max(1, round(min(MAX_CALLS_PER_GRAPH, fitting) / len(calls)))
     order = [index for _ in range(rounds) for index in range(len(calls))]
     results: list[Any] = [None] * len(calls)
     stream = torch.cuda.current_stream()
@@ -98,15 +87,16 @@ def wall_stopwatch(call: Step) -> Stopwatch:
     return sample
 
 
-def interleaved(stopwatches: Mapping[str, Stopwatch], rounds: int = 7) -> dict[str, float]:
-    """Median of ``rounds`` samples of each, taken in turn so that drift of the clocks hits all."""
-    if rounds < 1:
-        raise ValueError(f"rounds: expected at least 1, got {rounds}")
+def interleaved(stopwatches: Mapping[str, Stopwatch], rounds: int = 7) -> dict[str, Samples]:
+    """``rounds`` samples of each, taken in turn so that drift of the clocks hits all."""
     samples: dict[str, list[float]] = {name: [] for name in stopwatches}
     for _ in range(rounds):
         for name, stopwatch in stopwatches.items():
             samples[name].append(stopwatch())
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return {
+        name: Samples(statistics.median(values), max(values) / min(values) - 1)
+        for name, values in samples.items()
+    }
 
 
 def host_us(call: Step, count: int = 20, rounds: int = 5) -> float:
@@ -136,15 +126,3 @@ def peak_bytes(call: Step) -> int | None:
     peak = torch.cuda.max_memory_allocated() - before
     del result
     return peak
-
-
-def saved_bytes(call: Step, parameters: Sequence[Tensor]) -> int:
-    """Bytes of the distinct storages that autograd keeps after a forward, parameters left out.
-
-    Counts x itself when it is saved: it has to stay alive for the backward. Does not see inside a
-    torch.compile'd function.
-    """
-    with kept_storages(parameters) as kept:
-        result = call()
-    del result
-    return sum(storage.nbytes() for storage in kept.values())

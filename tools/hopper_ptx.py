@@ -1,7 +1,7 @@
 """``python -m tools.hopper_ptx``: write what is generated of the Hopper kernel, by nvcc 13.0.
 
 In smlp_kernels/hopper the wrappers of matrix products, and the PTX text of all kernels, which is
-what a wheel carries; in benchmarks the PTX text of the probes.
+what a wheel carries.
 """
 
 import lzma
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "smlp_kernels" / "hopper"
 PRODUCTS, KERNELS = FOLDER / "products.cuh", FOLDER / "kernels.cu"
-PROBES = ROOT / "benchmarks" / "hopper_probes.cu"
+SHIPPED = FOLDER / "kernels.ptx.xz"
 NVCC = "13.0"  # another one writes another text
 VERSION = "8.0"  # of PTX: the oldest that has all of its instructions
 SIZES = (200, 248, 256)  # pixels of a tile
@@ -97,24 +97,18 @@ def compile_ptx(source: Path) -> str:
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
-def shipped(source: Path) -> Path:
-    """Where the PTX text of a file lies, compressed."""
-    return source.with_suffix(".ptx.xz")
-
-
-def shipped_ptx(source: Path) -> str:
-    """PTX text of a file as it lies next to it."""
-    return lzma.decompress(shipped(source).read_bytes()).decode()
+def shipped_ptx() -> str:
+    """PTX text of the kernels as it ships."""
+    return lzma.decompress(SHIPPED.read_bytes()).decode()
 
 
 def main() -> None:
     if reason := missing():
         raise SystemExit(f"hopper_ptx: {reason}")
     PRODUCTS.write_text(products())
-    for source in (KERNELS, PROBES):
-        packed = lzma.compress(compile_ptx(source).encode(), preset=9 | lzma.PRESET_EXTREME)
-        shipped(source).write_bytes(packed)
-        print(f"written: {shipped(source)} ({len(packed)} bytes)")
+    packed = lzma.compress(compile_ptx(KERNELS).encode(), preset=9 | lzma.PRESET_EXTREME)
+    SHIPPED.write_bytes(packed)
+    print(f"written: {SHIPPED} ({len(packed)} bytes)")
 
 
 if __name__ == "__main__":

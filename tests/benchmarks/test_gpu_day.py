@@ -1,216 +1,217 @@
-"""The report from invented results, and a rehearsal of the whole command without a GPU."""
+"""The day's steps, what a call takes up and leaves, and the report of invented results."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import gpu_day
-from benchmarks.recorder import Context, DeviceLostError, Measurement, Recorder
-from benchmarks.report import NOTHING
+from benchmarks import environment, gpu_day, steps
 from benchmarks.shapes import STAGES
+from benchmarks.steps import Step
+
+FACTS = {"gpu": "a GPU", "commit": "abc"}
+CEILINGS = {"copy_bytes_per_s": 4e12, "gemm_flops_per_s": {"bf16": 8e14}, "device": "a GPU"}
 
 
-def test_every_measurement_has_a_name_of_its_own_and_every_stage_all_variants() -> None:
-    names = [m.name for m in gpu_day.measurements()]
+def named(pattern: str) -> list[Step]:
+    return [step for step in gpu_day.steps() if pattern in step.name]
+
+
+def test_every_step_has_a_name_and_every_stage_is_measured_in_all_variants() -> None:
+    names = [step.name for step in gpu_day.steps()]
     assert len(set(names)) == len(names)
-    for shape in STAGES:
-        for variant in ("bf16 channels_last", "fp16 channels_last", "tf32 channels_last"):
-            assert f"{shape.name} {variant} inference fwd+bwd" in names
-        assert f"{shape.name} bf16 nchw inference fwd+bwd" in names
-        assert f"compiled {shape.name} bf16 channels_last fwd+bwd" in names
+    chosen = {" ".join(step.arguments) for step in gpu_day.steps()}
+    for network in ("small", "base", "tiny"):
+        for dtype, layout in (("bf16", "channels_last"), ("fp16", "channels_last"),
+                              ("tf32", "channels_last"), ("bf16", "nchw")):  # fmt: skip
+            options = f"--shapes={network} --providers=eager_nchw,eager_nhwc,handwritten,fused"
+            last = f"--passes=inference,fwd+bwd --dtypes={dtype} --layouts={layout}"
+            assert any(f"{options} {last}" in command for command in chosen)
+    assert [step.name for step in named("compiled-")][: len(STAGES)] == [
+        f"compiled-{shape.name}" for shape in STAGES
+    ]
 
 
 def test_the_most_telling_comes_first() -> None:
-    names = [m.name for m in gpu_day.measurements()]
-    order = [
-        "tests on the GPU",
-        "chunks small-14",
-        "small-14 bf16 channels_last inference fwd+bwd",
-        "products alone",
-        "DRAM bytes small-28",
-        "host time",
-        "graph replay",
-        "network",
-        "small-14 tf32 channels_last inference fwd+bwd",
-        "compiled small-14 bf16 channels_last inference",
-    ]
+    names = [step.name for step in gpu_day.steps()]
+    order = ["tests-forward", "compile", "small", "hopper", "dram-small-28", "network", "tests"]
+    order += ["memcheck-hopper-once", "first-calls", "small-tf32-channels_last"]
+    order += ["compiled-small-56", "network-compiled"]
     assert order == sorted(order, key=names.index)
 
 
-def test_rows_measured_in_two_parts_are_compared(tmp_path: Path, write_results) -> None:
-    rows = gpu_day.all_rows(write_results(tmp_path))
-    found = {(row["shape"], row["provider"]): row for row in rows}
-    assert len(rows) == 4 and found["small-14", "fused"]["gpu_us"] == 60.0
-    assert found["small-14", "fused"]["over_best_torch"] == pytest.approx(2.0)
-    assert found["small-14", "fused"]["speedup_over"]["eager_nhwc"] == pytest.approx(4.0)
+def test_the_forward_is_tested_first_and_large_tests_alone() -> None:
+    first, second, third = named("tests")
+    assert first.arguments[-1] == steps.FIRST_TESTS and "not large" in first.arguments
+    assert "gpu and large" in second.arguments and "-n" not in second.arguments
+    assert "gpu and not large" in third.arguments
+    assert f"--deselect={steps.FIRST_TESTS}" in third.arguments  # they ran before
 
 
-def test_conclusion(tmp_path: Path, write_results, capsys: pytest.CaptureFixture[str]) -> None:
-    gpu_day.conclude(write_results(tmp_path, ("abc", "def")), tmp_path, "a command")
-    printed = capsys.readouterr().out
-    page = (tmp_path / "report.md").read_text()
-    assert printed.startswith(page) and "`a command`: commit abc" in page
-    assert "MEASURED AT DIFFERENT COMMITS: abc, def" in page
-    assert '- host time: {"fused": {"inference": 20.0}, "empty_function": 4.0}' in page
-    assert "- bad: failed: RuntimeError: none" in page  # what is missing is told
-    lines = [" ".join(line.replace("|", " ").split()) for line in page.splitlines()]
-    (host,) = (line for line in lines if line.startswith("host time of a forward"))
-    assert host.endswith("<= 30 us 16 us pass")
-    assert any(
-        line.startswith("forward, share of floor: geometric mean >= 42% 50% pass 1 of 12")
-        for line in lines
-    )
-    assert "small-14 [128, 384, 14, 14] 240.0 120.0 60.0 30.0 50% 2.00x (compiled)" in lines
-    # the means are those of the stages: what is no stage has a table after theirs
-    assert lines.index("geometric mean, worst 50%, 50% 2.00x, 2.00x") < next(
-        index for index, line in enumerate(lines) if line.startswith("growth-14 ")
-    )
-    assert "small-14 [128, 384, 14, 14] 9.0 8.0 7.0 8.0 9.0" in lines  # by chunk size
-    assert page.count("by the size of a chunk") == 2
-    assert (tmp_path / "share_of_floor.png").read_bytes().startswith(b"\x89PNG")
-    written = printed.splitlines()[-1].split()
-    names = ("readme.md", "report.md", "results.json", "share_of_floor.png")
-    assert written == ["written:", *(str(tmp_path / name) for name in names)]
+def test_without_a_gpu_the_steps_are_listed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.gpu_day", "--out", str(out), "--only", "^dram"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    child = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert "NOT performance results" in child.stdout and not out.exists()
+    assert child.stdout.count("benchmarks.standalone forward ") == 2 == child.stdout.count("\ndram")
 
 
-def test_text_for_the_readme(tmp_path: Path, write_results) -> None:
-    gpu_day.conclude(write_results(tmp_path), tmp_path, "a command")
-    readme = (tmp_path / "readme.md").read_text()
-    assert readme.startswith(
-        "Measured by `make gpu-day`: gpu invented, commit abc; ceilings measured on invented"
-    )
-    lines = [" ".join(line.replace("|", " ").split()) for line in readme.splitlines()]
-    assert "small-14 [128, 384, 14, 14] 240.0 120.0 60.0 30.0 50% 2.00x (compiled)" in lines
-    assert "geometric mean, worst 50%, 50% 2.00x, 2.00x" in lines
-    assert any(line.startswith("forward over best torch: worst >= 1.10x 2.00x") for line in lines)
-    assert "growth-14" not in readme and "chunk" not in readme
+@pytest.fixture
+def day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Run the day with three steps of invented outcomes; which ran, for how many seconds."""
+    outcomes: dict[str, dict[str, Any]] = {
+        "good": {"status": "measured", "seconds": 1.0, "result": {"value": 1}},
+        "bad": {"status": "failed", "seconds": 1.0, "reason": "ended with 1; no such kernel"},
+        "last": {"status": "measured", "seconds": 1.0, "result": {"value": 2}},
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(environment, "describe", lambda: dict(FACTS))
+    monkeypatch.setattr(gpu_day, "steps", lambda: [Step(name, ("a",), 60) for name in outcomes])
+
+    def call(*options: str, out: Path = tmp_path / "out") -> list[str]:
+        ran = []
+
+        def run(step: Step, folder: Path, seconds: float) -> dict[str, Any]:
+            written = json.loads((folder / gpu_day.RESULTS).read_text())
+            assert set(written["steps"]) >= set(ran)  # each is on disk before the next one starts
+            ran.append(step.name)
+            assert 0 < seconds <= 60
+            return outcomes[step.name]
+
+        monkeypatch.setattr(Step, "run", run)
+        monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(out), *options])
+        gpu_day.main()
+        return ran
+
+    return call
 
 
-def test_without_matplotlib_everything_else_is_written(
+def test_a_failure_stops_nothing_and_the_next_call_does_what_is_left(
+    day: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert day() == ["good", "bad", "last"]
+    assert "bad: status failed, seconds 1.0, reason ended with 1" in capsys.readouterr().out
+    assert day() == ["bad"]
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 3 steps are left: at most 1 minutes"
+
+
+def test_what_was_never_tried_comes_first(day: Callable[..., list[str]]) -> None:
+    assert day("--only", "bad") == ["bad"]
+    assert day() == ["good", "last", "bad"]
+
+
+def test_nothing_is_started_when_time_is_up(day: Callable[..., list[str]]) -> None:
+    assert day("--minutes", "0.1") == []
+
+
+def test_a_call_ends_within_its_time_by_default() -> None:
+    """What runs last is stopped, and has some seconds to write down what it has."""
+    assert 60 * gpu_day.MINUTES + steps.GRACE_SECONDS < 9.5 * 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--minutes=0"], "--minutes: expected a number above 0, got 0.0"),
+        (["--minutes=nan"], "--minutes: expected a number above 0, got nan"),
+        (["--minutes=inf"], "--minutes: expected a number above 0, got inf"),
+        (["--minutes=soon"], "--minutes: invalid float value: 'soon'"),
+        (["--only=net("], "--only: expected a regular expression, got 'net('"),
+    ],
+)
+def test_wrong_options(
+    options: list[str],
+    message: str,
+    day: Callable[..., list[str]],
     tmp_path: Path,
-    write_results,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    gpu_day.conclude(write_results(tmp_path), tmp_path, "a command")
-    assert "no picture: import of matplotlib halted" in capsys.readouterr().out
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"readme.md", "report.md", "results.json"}
-
-
-def test_rehearsal_skips_everything_with_the_reason(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu_day", "--out", str(tmp_path / "out")]
-    child = subprocess.run(
-        command,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    assert "skipped: ceilings: an NVIDIA GPU is needed" in child.stdout
-    assert "NOT performance results" in child.stdout
-    assert not (tmp_path / "out" / "share_of_floor.png").exists()
-    assert (tmp_path / "out" / "readme.md").read_text() == f"{NOTHING}\n"
-    entries = json.loads((tmp_path / "out" / "results.json").read_text())["measurements"]
-    assert {entry["status"] for entry in entries.values()} == {"skipped"}
-    assert len(entries) == len(gpu_day.measurements())
-
-
-def test_only_some_measurements(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr(
-        gpu_day.Recorder, "run", lambda _, wanted, *__, **___: seen.append([m.name for m in wanted])
-    )
-    monkeypatch.setattr(gpu_day, "conclude", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path), "--only", "^network"])
-    gpu_day.main()
-    assert seen == [["network", "network compiled"]]
-    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path), "--only", "net("])
     with pytest.raises(SystemExit, match="2"):
-        gpu_day.main()
-    assert "--only: expected a pattern, got 'net('" in capsys.readouterr().err
-
-
-def test_what_is_left_is_told(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path)
-    two = [Measurement(name, lambda _: {}, needs_gpu=False, seconds=90) for name in "ab"]
-    left = gpu_day.plan(two, recorder)
-    assert left == "2 of 2 measurements are left: at most 3 minutes"
-    recorder.run(two[:1], Context(time.monotonic() + 60), lambda _: None)
-    assert gpu_day.plan(two, recorder).startswith("1 of 2 measurements are left")
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
-def test_minutes_that_cannot_be(
-    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path), f"--minutes={value}"])
-    with pytest.raises(SystemExit, match="2"):
-        gpu_day.main()
-    assert f"a number of minutes above 0, got '{value}'" in capsys.readouterr().err
-
-
-def test_a_call_ends_within_ten_minutes_by_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What runs last may take as long as a child needs to end, and the conclusion a while."""
-    seen = []
-    monkeypatch.setattr(
-        gpu_day.Recorder, "run", lambda _, __, context, *___, **____: seen.append(context)
-    )
-    monkeypatch.setattr(gpu_day, "conclude", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(tmp_path)])
-    gpu_day.main()
-    assert 8.4 * 60 < seen[0].remaining() <= 8.5 * 60
+        day(*options)
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_folders_with_other_things_in_them_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    day: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(gpu_day, "measure_ceilings")  # so that measuring would fail
     (tmp_path / "mine").write_text("x")
     for out, message in (
-        (tmp_path / "mine", "expected a folder, got the file"),
-        (tmp_path, "with other things in it"),
-        (tmp_path / "mine" / "below", "cannot be written: Not a directory"),
+        (tmp_path / "mine", "File exists"),
+        (tmp_path, f"expected a new folder or one with a results.json, got {tmp_path}"),
+        (tmp_path / "mine" / "below", "Not a directory"),
     ):
-        monkeypatch.setattr(sys, "argv", ["gpu_day", "--out", str(out)])
         with pytest.raises(SystemExit, match="2"):
-            gpu_day.main()
+            day(out=out)
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert gpu_day.report_folder(str(tmp_path / "a" / "new")).is_dir()
 
 
-def test_another_process_goes_on_when_the_device_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", FACTS, ids="of {}".format)
+def test_results_of_another_gpu_or_commit_are_not_mixed(
+    name: str,
+    day: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    started = []
+    day("--only", "good")
+    monkeypatch.setattr(environment, "describe", lambda: FACTS | {name: "another"})
+    with pytest.raises(SystemExit, match="2"):
+        day()
+    message = f"has results of {name} {FACTS[name]}, and here it is another"
+    assert message in capsys.readouterr().err
+    assert day(out=tmp_path / "new") == ["good", "bad", "last"]
 
-    def run(*_, retry: bool) -> bool:
-        assert retry
-        raise DeviceLostError("tiny-7")
 
-    monkeypatch.setattr(gpu_day.Recorder, "run", run)
-    monkeypatch.setattr(gpu_day, "conclude", lambda *_: None)
-    monkeypatch.setattr(gpu_day, "measure_ceilings", lambda: None)
-    monkeypatch.setattr(gpu_day.os, "execv", lambda _, command: started.append(command))
-    arguments = ["gpu_day", "--out", str(tmp_path), "--minutes", "2"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    gpu_day.main()
-    monkeypatch.setattr(gpu_day.Context, "remaining", lambda _: -3.0)
-    gpu_day.main()
-    command, too_late = started
-    assert gpu_day.minutes(too_late[6]) < 0.01  # time to write down what there is
-    assert command[1:5] == ["-m", "benchmarks.gpu_day", "--out", str(tmp_path)]
-    assert command[5] == "--minutes" and 1.9 < float(command[6]) <= 2.0
-    assert command[7:] == ["--no-retry"]
+def results(row: Callable[..., dict], tuned: str = "measured") -> dict[str, Any]:
+    """One shape measured twice, the second time with torch.compile."""
+    quick = [row("small-14", *one) for one in (("eager_nhwc", 240.0), ("fused", 60.0))]
+    more = (("eager_nhwc", 250.0), ("compiled", 132.0), ("fused", 66.0))
+    compiled = [row("small-14", *one) for one in more]
+    steps = {
+        "compiled-small-14": {
+            "status": tuned,
+            "result": {
+                "ceilings": CEILINGS,
+                "rows": compiled[: None if tuned == "measured" else 2],
+            },
+        },
+        "small": {"status": "measured", "result": {"ceilings": CEILINGS, "rows": quick}},
+        "network": {"status": "measured", "result": {"training": {"speedup": 1.3}}},
+        "bad": {"status": "failed", "reason": "ended with 1; none"},
+    }
+    if tuned == "measured":  # after the others, as in a day
+        steps["compiled-small-14"] = steps.pop("compiled-small-14")
+    return {"environment": FACTS, "steps": steps}
+
+
+def test_ratios_are_of_one_run(row) -> None:
+    rows = gpu_day.rows_of(results(row)["steps"])
+    assert [one["gpu_us"] for one in rows] == [250.0, 132.0, 66.0]
+    rows = gpu_day.rows_of(results(row, tuned="failed")["steps"])  # it was stopped in between
+    assert [one["gpu_us"] for one in rows] == [240.0, 60.0]
+
+
+def test_report(tmp_path: Path, row, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_day.conclude(results(row), tmp_path, "a command")
+    page, printed = (tmp_path / "report.md").read_text(), capsys.readouterr().out
+    assert printed.startswith(page) and "`a command`: gpu a GPU, commit abc" in page
+    assert "ceilings measured on a GPU: copy 4.00 TB/s, products bf16 800 TFLOP/s" in page
+    lines = [" ".join(line.replace("|", " ").split()) for line in page.splitlines()]
+    assert "small-14 [128, 384, 14, 14] 250.0 132.0 66.0 30.0 45% 2.00x (compiled)" in lines
+    assert "small-14 [128, 384, 14, 14] 50.0 50.0 50.0" in lines  # of the host
+    assert '- network: {"training": {"speedup": 1.3}}' in page
+    assert "- bad: failed: ended with 1; none" in page  # what is missing is told
+    names = ("report.md", "share_of_floor.png")
+    assert printed.splitlines()[-1] == f"written: {' '.join(str(tmp_path / n) for n in names)}"
+    shutil.rmtree(tmp_path)
+    gpu_day.conclude({"environment": FACTS, "steps": {}}, tmp_path, "a command")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

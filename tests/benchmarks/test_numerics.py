@@ -86,7 +86,8 @@ def test_another_page_is_refused_before_anything_is_measured(
         monkeypatch.setattr("sys.argv", ["numerics", "--page", str(wrong)])
         with pytest.raises(SystemExit, match="2"):
             numerics.main()
-        assert f"--page: {wrong}: expected" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "--page: " in error and str(wrong) in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.md"]
 
 

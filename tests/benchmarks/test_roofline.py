@@ -14,7 +14,6 @@ from benchmarks.roofline import (
     flops,
     io_bytes,
     matmul_precision,
-    measure_ceilings,
     weight_elements,
 )
 from benchmarks.shapes import BY_NAME, Shape
@@ -73,20 +72,6 @@ def test_forward_and_backward_add_up_and_inference_is_a_forward() -> None:
     assert floor_us(shape, "inference", "bf16", H100) == parts[0]
 
 
-def test_errors_name_the_argument() -> None:
-    shape = BY_NAME["tiny-7"]
-    with pytest.raises(ValueError, match=r"dtype: expected one that was measured \(bf16\)"):
-        floor_us(shape, "fwd", "tf32", H100)
-    with pytest.raises(ValueError, match="dtype: expected one of bf16"):
-        io_bytes(shape, "fwd", "int8")
-    with pytest.raises(
-        ValueError, match="pass_: expected one of inference, fwd, bwd, got 'sideways'"
-    ):
-        floor_us(shape, "sideways", "bf16", H100)
-    with pytest.raises(ValueError, match="copy_bytes_per_s: expected a positive rate"):
-        Ceilings(0.0, {}, "none")
-
-
 @pytest.mark.parametrize(
     ("dtype", "precision", "tf32"), [("tf32", "high", True), ("fp32", "highest", False)]
 )
@@ -102,12 +87,6 @@ def test_precision_is_set_and_put_back(dtype: str, precision: str, tf32: bool) -
 def test_unknown_dtype() -> None:
     with pytest.raises(ValueError, match="dtype: expected one of bf16"), matmul_precision("int8"):
         pass
-
-
-def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="ceilings: an NVIDIA GPU is needed"):
-        measure_ceilings()
 
 
 def test_one_line() -> None:

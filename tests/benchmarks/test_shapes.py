@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.shapes import BY_NAME, GROWTH, STAGES, Shape, select
+from benchmarks.shapes import BY_NAME, STAGES, Shape, select
 
 
 def test_stages_are_the_published_widths_at_batch_128() -> None:
@@ -19,16 +19,15 @@ def test_stages_are_the_published_widths_at_batch_128() -> None:
     assert {s.name: (s.batch, s.channels, s.height, s.width) for s in STAGES} == expected
 
 
-def test_growth_keeps_the_number_of_pixels() -> None:
-    assert [shape.height for shape in GROWTH] == [14, 28, 56, 112, 224]
-    assert {shape.pixels for shape in GROWTH} == {128 * 56 * 56}
+def test_the_number_of_elements() -> None:
+    assert Shape("odd", 2, 3, 5, 7).elements == 2 * 3 * 5 * 7
 
 
 def test_selection_by_group_and_name_keeps_order_and_drops_repeats() -> None:
     assert [s.name for s in select(["base-14", "base"])] == [
         "base-14",
-        "base-28",
         "base-56",
+        "base-28",
         "base-7",
     ]
     assert select(["demo-224"]) == (BY_NAME["demo-224"],)

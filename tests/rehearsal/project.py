@@ -50,22 +50,15 @@ def hopper(module: ModuleType) -> None:
     module.mix = lambda x, weights: by_formula(x, *weights)
 
 
-def hopper_driver(module: ModuleType) -> None:
-    """Nothing is loaded, and every launch takes a clock a round."""
-
-    class Driver(module.Driver):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            pass
-
-        def launch(self, call: Any, device: int, stream: int) -> None:
-            call.parameters()
-            call.cycles.fill_(call.sizes[0])
-
-    module.Driver = Driver
-
-
 def shapes(module: ModuleType) -> None:
-    """Every shape keeps its name and becomes small; a few stages stand for all."""
+    """Every shape keeps its name and becomes small; a few stages stand for all.
+
+    So does the network. A module that is run, and not imported, keeps its constants.
+    """
+    import smlp
+
+    smlp.SparseMLP = functools.partial(smlp.SparseMLP, image_size=32, d_model=4, depth=(1, 1, 1, 1))
+    module.IMAGES = (2, 3, 32, 32)
 
     def small(shape: Any) -> Any:
         sizes = min(shape.channels, 8), min(shape.height, 8), min(shape.width, 8)
@@ -73,26 +66,20 @@ def shapes(module: ModuleType) -> None:
 
     kept = ("small-14", "small-56", "small-28", "base-7")
     module.STAGES = tuple(small(shape) for shape in module.STAGES if shape.name in kept)
-    module.DEMO, module.GROWTH = small(module.DEMO), tuple(map(small, module.GROWTH))
     module.BY_NAME = {name: small(shape) for name, shape in module.BY_NAME.items()}
     module.GROUPS = {
         name: tuple(module.BY_NAME[s.name] for s in group if name != "stages" or s.name in kept)
         for name, group in module.GROUPS.items()
     }
+    module.GROUPS["others"] = module.GROUPS["others"][:3]
     module.GROUPS["small"] = tuple(s for s in module.STAGES if s.name.startswith("small"))
 
 
-def recorder(module: ModuleType) -> None:
-    """No measurement is cut off, however busy the machine is."""
-    begin = module.Context.begin
-    module.Context.begin = lambda context, seconds: begin(context, 10 * seconds)
-
-
-def measure_network(module: ModuleType) -> None:
-    import smlp
-
-    smlp.SparseMLP = functools.partial(smlp.SparseMLP, image_size=32, d_model=4, depth=(1, 1, 1, 1))
-    module.BATCH, module.IMAGE, module.ROUNDS = 2, (3, 32, 32), 1
+def steps(module: ModuleType) -> None:
+    """Fewer tests, and no step is stopped, however busy the machine is."""
+    constants(FIRST_TESTS=FIRST_TESTS, ALL_TESTS=GPU_TESTS, WORKERS="1")(module)
+    run = module.Step.run
+    module.Step.run = lambda step, folder, seconds: run(step, folder, 10 * seconds)
 
 
 def data(module: ModuleType) -> None:
@@ -127,17 +114,12 @@ CHANGES: dict[str, Callable[[ModuleType], None]] = {
     "smlp_kernels.functional": functional,
     "smlp_kernels.ops": ops,
     "smlp_kernels.hopper": hopper,
-    "smlp_kernels.hopper.driver": hopper_driver,
     "smlp.data": data,
     "smlp.train.models": models,
     "benchmarks.shapes": shapes,
-    "benchmarks.measure_network": measure_network,
     "benchmarks.roofline": constants(COPY_BYTES=1 << 16, GEMM_SIZE=64),
-    "benchmarks.timing": constants(GRAPH_US=1.0, FLUSH_BYTES=1 << 10),
+    "benchmarks.timing": constants(GRAPH_US=1.0),
     "benchmarks.workbench": constants(MAX_INPUT_SETS=2),
-    "benchmarks.recorder": recorder,
     "tools.tune": constants(TILE_BYTES=(4096,), WARPS=(2, 4), REGISTERS=(None,), PROGRAMS=(3,)),
-    "benchmarks.measure_process": constants(
-        TEST_WORKERS=1, FIRST_TESTS=FIRST_TESTS, TESTS=GPU_TESTS
-    ),
+    "benchmarks.steps": steps,
 }

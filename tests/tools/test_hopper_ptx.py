@@ -8,34 +8,23 @@ from pathlib import Path
 import pytest
 from triton import knobs
 
-from smlp_kernels.hopper.driver import OPTIONS, binary_of
-from tools import aot, hopper_ptx
+from smlp_kernels.hopper.driver import OPTIONS
+from tools import hopper_ptx
 
-SOURCES = (hopper_ptx.KERNELS, hopper_ptx.PROBES)
 MAX_REGISTERS = 168  # of a thread, with 384 in a block
-STEPS = {  # of the probes: the products, mma.sync, loads and stores of matrices in each
-    "probe_products": (6, 0, 0, 0),
-    "probe_mma": (0, 14, 1, 0),
-    "probe_products_mma": (6, 14, 1, 0),
-    "probe_matrices": (0, 0, 7, 7),
-    "probe_products_matrices": (6, 0, 7, 7),
-}
 
-
-def kernels_of(source: Path) -> list[str]:
-    return re.findall(r"(?m)^\.visible \.entry (\w+)\(", hopper_ptx.shipped_ptx(source))
+KERNELS = re.findall(r"(?m)^\.visible \.entry (\w+)\(", hopper_ptx.shipped_ptx())
 
 
 def test_products_are_what_the_tool_writes() -> None:
     assert hopper_ptx.PRODUCTS.read_text() == hopper_ptx.products()
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_text_is_what_the_source_compiles_to(source: Path) -> None:
+def test_text_is_what_the_source_compiles_to() -> None:
     if reason := hopper_ptx.missing():
         pytest.skip(f"{reason}: the shipped PTX is not compared with its source")
-    compiled = hopper_ptx.compile_ptx(source)
-    assert hopper_ptx.shipped_ptx(source) == compiled, "run python -m tools.hopper_ptx"
+    compiled = hopper_ptx.compile_ptx(hopper_ptx.KERNELS)
+    assert hopper_ptx.shipped_ptx() == compiled, "run python -m tools.hopper_ptx"
 
 
 def test_another_nvcc_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -52,48 +41,31 @@ def test_another_nvcc_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_kernels_are_those_that_plans_name() -> None:
     kinds = [f"{n}{t}" for n in ("200", "248", "256", "strips") for t in ("", "_t")]
-    assert sorted(kernels_of(hopper_ptx.KERNELS)) == sorted(
-        f"smlp_{d}_{k}" for d in ("bf16", "fp16") for k in kinds
-    )
+    assert sorted(KERNELS) == sorted(f"smlp_{d}_{k}" for d in ("bf16", "fp16") for k in kinds)
 
 
 def test_a_wheel_carries_the_text() -> None:
     tools = tomllib.loads((hopper_ptx.ROOT / "pyproject.toml").read_text())["tool"]
     patterns = tools["setuptools"]["package-data"]["smlp_kernels"]
-    path = hopper_ptx.shipped(hopper_ptx.KERNELS).relative_to(hopper_ptx.FOLDER.parent)
+    path = hopper_ptx.SHIPPED.relative_to(hopper_ptx.FOLDER.parent)
     assert any(path.match(pattern) for pattern in patterns)
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What Triton's ptxas says of each kernel, and of none in particular."""
-    found = {"": ""}
-    for source in SOURCES:
-        folder = tmp_path_factory.mktemp("ptx")
-        (folder / "all.ptx").write_text(hopper_ptx.shipped_ptx(source))
-        command = [knobs.nvidia.ptxas.path, "-v", *OPTIONS, "all.ptx", "-o", "all.cubin"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        first, *others = result.stderr.split("Compiling entry function '")
-        found[""] += first
-        found.update(text.split("'", 1) for text in others)
-    return found
+    folder = tmp_path_factory.mktemp("ptx")
+    (folder / "all.ptx").write_text(hopper_ptx.shipped_ptx())
+    command = [knobs.nvidia.ptxas.path, "-v", *OPTIONS, "all.ptx", "-o", "all.cubin"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    first, *others = result.stderr.split("Compiling entry function '")
+    return {"": first, **dict(text.split("'", 1) for text in others)}
 
 
-@pytest.mark.parametrize("kernel", [name for source in SOURCES for name in kernels_of(source)])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_resources(kernel: str, reports: dict[str, str]) -> None:
     """Registers, spills, and products that ptxas would let wait for each other."""
     report = reports[kernel]
     assert re.findall(r"(\d+) bytes (?:stack|spill)", report) == ["0"] * 3
     assert int(re.findall(r"Used (\d+) registers", report)[0]) <= MAX_REGISTERS
     assert "serialized" not in reports[""] + report
-
-
-@pytest.mark.parametrize("kernel", STEPS)
-def test_a_step_of_a_probe_is_whole(kernel: str) -> None:
-    """Of products that nobody uses ptxas computes less; others it moves to where it likes."""
-    sass = aot.disassemble(binary_of(kernel, hopper_ptx.shipped(hopper_ptx.PROBES)))
-    found = aot.loop_instructions(sass)
-    assert tuple(found[name] for name in ("HGMMA", "HMMA", "LDSM", "STSM")) == STEPS[kernel]
-    assert sass.count("HGMMA.64x200x16.F32.BF16") == STEPS[kernel][0]
-    order = re.findall(r"\b(HGMMA|HMMA)\.", sass)
-    assert order == sorted(order)  # mma.sync while the others are under way

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.workbench import GpuTime
+from benchmarks.timing import Samples
+from benchmarks.workbench import WrongResultError
 from smlp_kernels import ops
 from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_row
 from smlp_kernels.table import set_rows
@@ -43,19 +44,28 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, time: Any) -> list[tuple[str, Axis
         spills = 2 * (call.plan.num_warps == 8)
         return aot.Resources(128, 0, spills, 0, 0, 1024, 0, False, Counter())
 
-    def usable(providers: list[Any], pass_: str) -> Any:
-        row = axis_row(28, torch.bfloat16, 90, pass_ == "inference")
-        return ([], {"fused": "WrongResultError: y"}) if row.columns == 256 else (providers, {})
+    class Bench:
+        def __init__(self, pass_: str) -> None:
+            self.pass_ = pass_
 
-    def gpu_times(providers: list[Any], pass_: str) -> dict[str, GpuTime]:
-        assert ops.run_hopper is None  # it has no tiles
-        h, w = (axis_row(size, torch.bfloat16, 90, pass_ == "inference") for size in (28, 8))
-        timed.append((pass_, h, w))
-        return {"fused": GpuTime(time(pass_, h, w), 1.0, "made up")}
+        def steps(self, name: str) -> None:
+            if axis_row(28, torch.bfloat16, 90, self.pass_ == "inference").columns == 256:
+                raise WrongResultError("y")
+
+        @property
+        def gpu_us(self) -> dict[str, Samples]:
+            assert ops.run_hopper is None  # it has no tiles
+            forward = self.pass_ == "inference"
+            h, w = (axis_row(size, torch.bfloat16, 90, forward) for size in (28, 8))
+            timed.append((self.pass_, h, w))
+            return {"fused": Samples(time(self.pass_, h, w), 0.0)}
+
+    def open_workbench(shape: Any, dtype: str, layout: str, pass_: str, providers: Any) -> Any:
+        assert [provider.name for provider in providers] == ["fused"]
+        return nullcontext(Bench(pass_))
 
     monkeypatch.setattr(aot, "compile_call", compile_call)
-    bench = SimpleNamespace(usable=usable, gpu_times=gpu_times)
-    monkeypatch.setattr(tune, "open_workbench", lambda *_: nullcontext(bench))
+    monkeypatch.setattr(tune, "open_workbench", open_workbench)
     return timed
 
 

@@ -1,15 +1,14 @@
 """The network's steps train, and fused and plain models are told apart, on a tiny network."""
 
 import copy
-import time
 from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import measure_network
-from benchmarks.measure_network import difference, inference_step, training_step
-from benchmarks.recorder import Context
+from benchmarks import network
+from benchmarks.network import inference_step, measure, training_step
+from benchmarks.timing import Samples
 from smlp import SparseMLP
 
 
@@ -28,16 +27,6 @@ def test_a_step_changes_the_parameters_and_leaves_no_gradients() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_difference_is_zero_for_a_copy_and_leaves_the_mode_alone() -> None:
-    model, images, _ = _case()
-    other = copy.deepcopy(model)
-    assert difference(model, other, images) == 0.0 and model.training
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(1.5)
-    assert difference(model, other, images) > 0.1
-
-
 def test_inference_records_nothing() -> None:
     model, images, _ = _case()
     logits = inference_step(model, images)()
@@ -46,28 +35,43 @@ def test_inference_records_nothing() -> None:
 
 def test_speedup_is_plain_over_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     def invented(clocks, rounds):
-        return {"plain": 9000.0, "fused": 6000.0}
+        return {"plain": Samples(9000.0, 0.1), "fused": Samples(6000.0, 0.1)}
 
-    monkeypatch.setattr(measure_network.timing, "interleaved", invented)
+    monkeypatch.setattr(network.timing, "interleaved", invented)
     ran = []
-    found = measure_network._measure({name: lambda: ran.append(1) for name in ("plain", "fused")})
+    found = measure({name: lambda: ran.append(1) for name in ("plain", "fused")})
     assert found["milliseconds"] == {"plain": 9.0, "fused": 6.0}
     assert found["speedup"] == pytest.approx(1.5) and len(ran) >= 6
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_whole_measurement(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, swap, compiled: bool = False) -> dict:
     small = partial(SparseMLP, image_size=32, d_model=4, depth=(1, 1, 1, 1))
     monkeypatch.setattr("smlp.SparseMLP", small)
-    monkeypatch.setattr("smlp_kernels.fuse_model", lambda model: 4)  # bf16 needs a GPU
+    monkeypatch.setattr("smlp_kernels.fuse_model", swap)  # bf16 needs a GPU
     monkeypatch.setattr(torch, "compile", lambda model: model)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(measure_network, "BATCH", 2)
-    monkeypatch.setattr(measure_network, "IMAGE", (3, 32, 32))
-    monkeypatch.setattr(measure_network, "ROUNDS", 1)
-    context = Context(deadline=time.monotonic() + 60)
-    found = measure_network.network(context, compiled=compiled, device="cpu")
+    monkeypatch.setattr(network, "IMAGES", (2, 3, 32, 32))
+    monkeypatch.setattr(network, "ROUNDS", 1)
+    found: dict = {}
+    for part in network.network(compiled=compiled, device="cpu"):
+        found |= part
+    return found
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_whole_measurement(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    found = run(monkeypatch, lambda model: 4, compiled)
     assert found["blocks_swapped"] == 4 and found["logits_difference"] == 0.0
     assert set(found["training"]["milliseconds"]) == {"plain", "fused"}
     assert found["training"]["speedup"] > 0
     assert ("inference" in found) is not compiled
+
+
+def test_models_that_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swap(model: torch.nn.Module) -> int:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        return 4
+
+    assert run(monkeypatch, swap)["logits_difference"] > 0.1
