@@ -173,8 +173,6 @@ class SMLPBlock(AxisMixing):
             computes_only(proj_h, nn.Linear)
             and computes_only(proj_w, nn.Linear)
             and computes_only(fuse, nn.Conv2d)
-            and proj_h.in_features == proj_h.out_features == self.height
-            and proj_w.in_features == proj_w.out_features == self.width
             and fuse.in_channels == 3 * fuse.out_channels == 3 * self.channels
             and fuse.kernel_size == fuse.stride == (1, 1)
             and fuse.padding == (0, 0)

@@ -88,7 +88,7 @@ def fused_smlp(
     ):
         if bias is not None:
             check_weight(name, bias, shapes, x)
-    return dispatch(x, weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse)
+    return dispatch(x, (weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse))
 
 
 def check_weight(name: str, weight: Tensor, shapes: Sequence[list[int]], x: Tensor) -> None:
@@ -115,12 +115,13 @@ def check_weight(name: str, weight: Tensor, shapes: Sequence[list[int]], x: Tens
         )
 
 
-def dispatch(x: Tensor, *weights: Any) -> Tensor:
-    """:func:`fused_smlp` without its checks."""
-    autocast = autocast_type(x)
-    if autocast is not None:
-        x = under_autocast(x, weights, autocast)
-    plain = ops.is_plain(x, *weights)
+def dispatch(x: Tensor, weights: Sequence[Any], plain: bool = False) -> Tensor:
+    """:func:`fused_smlp` without its checks; ``plain`` says that autocast is off, too."""
+    if not plain:
+        autocast = autocast_type(x)
+        if autocast is not None:
+            x = under_autocast(x, weights, autocast)
+        plain = ops.is_plain((x, *weights))
     if (
         forward_ad._current_level >= 0
         or (not plain and any(map(is_wrapper, weights)))
@@ -148,7 +149,7 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
 any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
-def under_autocast(x: Tensor, weights: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
+def under_autocast(x: Tensor, weights: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
     """``x`` in the autocast type; float64 is exempt and does not mix, as in PyTorch's products."""
     exempt = [t.dtype == torch.float64 for t in (x, *weights) if t is not None]
     if any(exempt) and not all(exempt):

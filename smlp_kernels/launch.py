@@ -147,8 +147,10 @@ def specialisation(call: Call) -> tuple[dict[str, str], dict[str, Any], dict[tup
 def has_launch_hooks() -> bool:
     """Whether somebody, such as Triton's profiler, wants to be told of launches."""
     runtime = triton.knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-    return bool(getattr(enter, "calls", True) or getattr(leave, "calls", True))
+    try:
+        return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+    except AttributeError:  # not the lists of hooks that are known
+        return True
 
 
 def cdiv(size: int, block: int) -> int:

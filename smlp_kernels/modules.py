@@ -1,13 +1,24 @@
 """``FusedSMLPBlock``, the drop-in."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 import torch.fx
 from torch import Tensor
 
 from smlp import SMLPBlock
 from smlp.block import check_input
+from smlp_kernels import ops
 from smlp_kernels.functional import autocast_type, dispatch
+
+# What torch.compile checks the inputs of a graph with, all in one call of 0.7 us. Without it the
+# slower way, in which each tensor is asked everything in each call, is right everywhere.
+_guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+TensorGuards: Any = getattr(_guards, "TensorGuards", None)
+
+KNOWN = 8  # kinds of arguments kept for a size: types, gradients wanted, inference mode
 
 
 class FusedSMLPBlock(SMLPBlock):
@@ -23,29 +34,78 @@ class FusedSMLPBlock(SMLPBlock):
     plain_class = SMLPBlock  # for smlp.export
 
     def forward(self, x: Tensor) -> Tensor:
-        """As :meth:`smlp.SMLPBlock.forward`, with the same errors."""
+        """As :meth:`smlp.SMLPBlock.forward`, with the same errors.
+
+        Raises:
+            ValueError: also if a parameter was replaced by one of another shape or device.
+            TypeError: also if a parameter was replaced by one of another dtype.
+        """
         if not self.is_determined_by_weights():
             return super().forward(x)
-        weights = self.weights()
-        check_input(x, weights[4], (self.channels, self.height, self.width))
-        _check_weights(x, weights)
-        return dispatch(x, *weights)
+        return run(x, self.weights(), (self.channels, self.height, self.width))
 
 
-def _check_weights(x: Tensor, weights: Sequence[Tensor | None]) -> None:
-    """Raise what PyTorch's operators would where weights are apart; a kernel would read on."""
-    device, dtype = x.device, x.dtype
-    for index, weight in enumerate(weights):
-        if weight is None or (weight.device == device and weight.dtype is dtype):
+def run(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None],
+    size: tuple[int, int, int],
+) -> Tensor:
+    """The block of checked arguments; those that are like earlier ones need not be checked.
+
+    Args:
+        x: the input.
+        weights: as :meth:`smlp.SMLPBlock.weights` returns them.
+        size: C, H, W.
+    """
+    tensors = (x, *weights) if weights[5] is not None else (x, *weights[:5])
+    key = (len(tensors), *size)
+    known = False
+    if not torch.compiler.is_compiling():
+        for are_alike in alike.get(key, ()):
+            if are_alike(*tensors):
+                known = True
+                break
+    if not known:
+        check_input(x, weights[4], size)
+        check_weights(x, weights, size)
+        if ops.is_plain((x, *weights)) and autocast_type(x) is None:
+            remember(key, tensors)
+    return dispatch(x, weights, known)
+
+
+# By the number of tensors and C, H, W: whether tensors are like others that were checked, plain and
+# outside autocast, in type, dtype, device, sizes (but that of the batch) and in whether modes,
+# transforms, tracing and autocast act on them.
+alike: dict[tuple[int, ...], tuple[Callable[..., bool], ...]] = {}
+
+
+def remember(key: tuple[int, ...], tensors: tuple[Any, ...]) -> None:
+    """Let tensors like these pass from now on."""
+    if TensorGuards is None or any(tensor is None for tensor in tensors):
+        return
+    sizes: Any = [list(tensor.shape) for tensor in tensors]
+    sizes[0][0] = None  # whatever the batch
+    strides = [[None] * len(size) for size in sizes]
+    with contextlib.suppress(TypeError):  # of a version that takes other arguments
+        guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        alike[key] = (guards.check, *alike.get(key, ())[: KNOWN - 1])
+
+
+def check_weights(x: Tensor, weights: Sequence[Tensor | None], size: tuple[int, int, int]) -> None:
+    """Raise an error where weights are not what a kernel, which would read on, takes them for."""
+    channels, height, width = size
+    fuse_shape = (channels, 3 * channels, 1, 1)
+    shapes = ((height, height), (height,), (width, width), (width,), fuse_shape, (channels,))
+    for index, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        if weight is None:
             continue
         name = f"{('proj_h', 'proj_w', 'fuse')[index // 2]}.{('weight', 'bias')[index % 2]}"
-        if weight.device != device:
-            raise ValueError(f"{name}: expected the device of x, {device}, got {weight.device}")
-        if autocast_type(x) is None:
-            raise TypeError(f"{name}: expected the type of x, {dtype}, got {weight.dtype}")
+        if weight.shape != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(weight.shape)}")
+        if weight.device != x.device:
+            raise ValueError(f"{name}: expected the device of x, {x.device}, got {weight.device}")
+        if weight.dtype != x.dtype and autocast_type(x) is None:
+            raise TypeError(f"{name}: expected the type of x, {x.dtype}, got {weight.dtype}")
 
 
-# calls in the graph of torch.fx: they look at values that have to be there
-torch.fx.wrap("check_input")
-torch.fx.wrap("_check_weights")
-torch.fx.wrap("dispatch")
+torch.fx.wrap("run")  # a call in the graph: it looks at values that have to be there

@@ -61,13 +61,13 @@ mix_backward = torch.ops.smlp_kernels.mix_backward.default
 
 def run_mix(x: Tensor, *weights: Any) -> Tensor:
     """``mix``: allocate and launch."""
-    given, arch = Weights(*weights), arch_of(x)
+    arch = arch_of(x)
     with on_device_of(x):
         if arch == hopper.ARCH and run_hopper is not None:
-            y = run_hopper(x, given)
+            y = run_hopper(x, Weights(*weights))
             if y is not None:
                 return y
-        return forward.mix(x, given, arch, Call.launch)
+        return forward.mix(x, weights, arch, Call.launch)
 
 
 def split_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Needed]:
@@ -268,7 +268,7 @@ def differentiable(
     apply_direct = super(torch.autograd.Function, direct).apply
 
     def call(*arguments: Any, plain: bool | None = None) -> Any:
-        if is_plain(*arguments) if plain is None else plain:
+        if is_plain(arguments[:7]) if plain is None else plain:  # the tensors of either operator
             return (apply_direct if torch.is_grad_enabled() else run)(*arguments)
         if not is_traced() and functorch_is_active() and torch.is_grad_enabled():
             return transformed.apply(*arguments)  # the transforms live in the derived `apply`
@@ -288,22 +288,22 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def is_plain(*arguments: Any) -> bool:
+def is_plain(tensors: Sequence[Any]) -> bool:
     """Whether the dispatcher has nothing to do for an operator but to call the function above.
 
     So it is where no mode watches, and every tensor is memory that holds its values.
     """
-    if is_traced() or functorch_is_active() or dispatch_modes() or arguments[0].is_meta:
+    if is_traced() or functorch_is_active() or dispatch_modes() or tensors[0].is_meta:
         return False
-    for argument in arguments:
-        kind = type(argument)
+    for tensor in tensors:
+        kind = type(tensor)
         if kind is Parameter:
-            if argument.is_neg():
+            if tensor.is_neg():
                 return False
         elif kind is Tensor:
-            if argument.is_neg() or argument._is_zerotensor():
+            if tensor.is_neg() or tensor._is_zerotensor():
                 return False
-        elif isinstance(argument, Tensor):
+        elif tensor is not None:
             return False
     return True
 

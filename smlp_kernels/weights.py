@@ -1,7 +1,7 @@
 """The six weights of a block under one name, and as the kernels read them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,15 +30,19 @@ Along = tuple[Tensor, Tensor | None]
 Read = tuple[Along, Along, tuple[bool, bool], Tensor]
 
 
-def as_read(x: Tensor, weights: Weights) -> Read:
+def as_read(x: Tensor, weights: Sequence[Any]) -> Read:
     """Weights as the kernels read them: what is along H and W, which is transposed, and ``fuse``.
 
     In the type of ``x``, but the biases. Nothing is copied that lies densely in that type.
     """
     proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
-    proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
-    proj_h, transposed_h = as_it_lies(proj_h)
-    proj_w, transposed_w = as_it_lies(proj_w)
+    if not (x.dtype is proj_h.dtype is proj_w.dtype is fuse.dtype):
+        proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
+    transposed_h = transposed_w = False
+    if not proj_h.is_contiguous():
+        proj_h, transposed_h = as_it_lies(proj_h)
+    if not proj_w.is_contiguous():
+        proj_w, transposed_w = as_it_lies(proj_w)
     along_h, along_w = (proj_h, dense(bias_h)), (proj_w, dense(bias_w))
     return along_h, along_w, (transposed_h, transposed_w), fuse
 
@@ -49,9 +53,7 @@ def dense(bias: Tensor | None) -> Tensor | None:
 
 
 def as_it_lies(proj: Tensor) -> tuple[Tensor, bool]:
-    """A projection, and whether it lies transposed; a copy where it does not lie densely."""
-    if proj.is_contiguous():
-        return proj, False
+    """A projection that is not contiguous, and whether it lies transposed; else a dense copy."""
     transposed = proj.t().is_contiguous()
     return (proj, True) if transposed else (proj.contiguous(), False)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from smlp_kernels.kernels.axis import Axis, axis_plan, matrix_columns, split_batch
 from smlp_kernels.kernels.narrow import is_narrow, narrow_backward
 from smlp_kernels.kernels.products import add_products, parts_of, run_axis
-from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows, rows_like
+from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
 from smlp_kernels.weights import Weights, as_read
@@ -57,11 +57,12 @@ def mix_backward(
         return tuple(grad.zero_() for grad in grads)
     shape, dtype = x.shape, x.dtype
     read = as_read(x, weights)
-    (proj_h, bias_h), (proj_w, bias_w), transposed, fuse = read
+    along_h, along_w, transposed, fuse = read
     rows = is_rows(dy), not any(needed[1:]) or is_rows(x), not needed.x or is_rows(dx)
     if is_narrow(x, arch) and all(rows) and all(needed):
         narrow_backward(dy, x, read, grads, launch)
         return grads
+    dy_is_rows, x_is_rows, dx_is_rows = rows
     plan = backward_plan(shape, rows, needed, transposed, dtype, input_precision(dtype), arch)
     start, end = plan.branches
     channels = shape[1]
@@ -76,16 +77,15 @@ def mix_backward(
     total = x.new_empty(*plan.total, dtype=acc)
     partial_h = x.new_empty(*plan.h.partial, dtype=acc)
     partial_w = x.new_empty(*plan.w.partial, dtype=acc)
-    along_h = proj_h, bias_h, partial_h if needed.proj_h else None
-    along_w = proj_w, bias_w, partial_w if needed.proj_w else None
-    dx_part = dx_images = None
+    along_h = *along_h, partial_h if needed.proj_h else None
+    along_w = *along_w, partial_w if needed.proj_w else None
+    dx_images = None
     for chunk in plan.chunks:
         first = not chunk.first
-        dy_images = chunk.read(dy, launch)
-        x_images = chunk.read(x, launch) if plan.reads_x else None
+        dy_images = chunk.read(dy, dy_is_rows, launch)
+        x_images = chunk.read(x, x_is_rows, launch) if plan.reads_x else None
         if needed.x:
-            dx_part = chunk.images(dx)
-            dx_images = rows_like(dx_part)
+            dx_images = chunk.images(dx) if dx_is_rows else torch.empty_like(dy_images)
         g = matrix if chunk.pixels == len(matrix) else matrix[: chunk.pixels]
         if end:
             product = g.as_strided((chunk.pixels, end - start), (columns, 1), start)
@@ -99,8 +99,8 @@ def mix_backward(
             dy_parts = dy_images.as_strided((parts, channels, size), (size * channels, 1, channels))
             g_parts = g.as_strided((parts, size, columns), (size * columns, columns, 1))
             add_products(total, dy_parts, g_parts, first)
-        if dx_images is not dx_part:
-            copy_images(dx_images, dx_part, launch)
+        if not dx_is_rows:
+            copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
         launch(Call(plan.sums, (partial_h, partial_w, total, *grads[1:])))
     return grads

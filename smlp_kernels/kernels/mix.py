@@ -8,7 +8,8 @@ cache: GPU memory would then see x read once and y written once.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +17,17 @@ from torch import Tensor
 from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, matrix_columns, split_batch
 from smlp_kernels.kernels.narrow import is_narrow, narrow_mix
 from smlp_kernels.kernels.products import run_axis
-from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows, rows_like
+from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
-from smlp_kernels.weights import Weights, as_read
+from smlp_kernels.weights import as_read
 
 
-def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
+def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     """The block: [B, C, H, W] in the type and the memory format of ``x``.
 
     Args:
         x: [B, C, H, W], any strides.
-        weights: any floating types, any strides.
+        weights: the six of :class:`smlp_kernels.weights.Weights`.
         arch: ten times the compute capability of the chip.
         launch: is given every call of a kernel, in order.
     """
@@ -34,11 +35,12 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
     shape, dtype, bias = x.shape, x.dtype, weights[5]
     read = as_read(x, weights)
     along_h, along_w, transposed, fuse = read
-    rows = is_rows(x), is_rows(y)
-    if is_narrow(x, arch) and all(rows):
+    x_is_rows = is_rows(x)
+    y_is_rows = x_is_rows or is_rows(y)
+    if x_is_rows and is_narrow(x, arch):
         narrow_mix(x, y, read, bias, launch)
         return y
-    plan = mix_plan(shape, rows, transposed, dtype, input_precision(dtype), arch)
+    plan = mix_plan(shape, (x_is_rows, y_is_rows), transposed, dtype, input_precision(dtype), arch)
     channels = shape[1]
     if fuse.is_contiguous():  # one view, not two
         fuse = fuse.as_strided((3 * channels, channels), (1, 3 * channels))
@@ -49,8 +51,8 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
     matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
     for chunk in plan.chunks:
         both, plan_h, plan_w = chunk.plans
-        x_images, y_part = chunk.read(x, launch), chunk.images(y)
-        y_images = rows_like(y_part)
+        x_images = chunk.read(x, x_is_rows, launch)
+        y_images = chunk.images(y) if y_is_rows else torch.empty_like(x_images)
         y_rows = chunk.matrix(y_images)
         if both is not None:
             launch(Call(both, (matrix, x_images, *along_h, *along_w)))
@@ -66,8 +68,8 @@ def mix(x: Tensor, weights: Weights, arch: int, launch: Launch) -> Tensor:
         else:  # [C, H, W]
             y_images.copy_(bias)
             torch.addmm(y_rows, mixed, fuse, out=y_rows)
-        if y_images is not y_part:
-            copy_images(y_images, y_part, launch)
+        if not y_is_rows:
+            copy_images(y_images, chunk.images(y), launch)
     return y
 
 

@@ -90,13 +90,6 @@ def is_rows(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last)
 
 
-def rows_like(images: Tensor) -> Tensor:
-    """The tensor itself if it ``is_rows``, else an empty one that is."""
-    if is_rows(images):
-        return images
-    return torch.empty_like(images, memory_format=torch.channels_last)
-
-
 class Chunk(NamedTuple):
     """Some images of a batch, and the plans of what is launched for them."""
 
@@ -111,12 +104,12 @@ class Chunk(NamedTuple):
         """Its part of [B, C, H, W]."""
         return x if self.is_all else x[self.first : self.end]
 
-    def read(self, x: Tensor, launch: Launch) -> Tensor:
+    def read(self, x: Tensor, is_rows: bool, launch: Launch) -> Tensor:
         """Its part of [B, C, H, W], as it is or copied so that it ``is_rows``."""
         images = x if self.is_all else x[self.first : self.end]
-        if is_rows(images):
+        if is_rows:
             return images
-        rows = rows_like(images)
+        rows = torch.empty_like(images, memory_format=torch.channels_last)
         copy_images(images, rows, launch)
         return rows
 

@@ -47,7 +47,7 @@ def test_gradcheck() -> None:
 def test_half_with_a_float32_bias_keeps_its_type_in_the_gradient() -> None:
     arguments = arguments_with_map(torch.float16)
     bias = arguments[6].float().requires_grad_()
-    y = functional.dispatch(*arguments[:6], bias)
+    y = functional.dispatch(arguments[0], (*arguments[1:6], bias))
     exact = formula(*to_float64([*arguments[:6], bias]))
     assert y.dtype == torch.float16
     assert_close(y, exact, None, eps=EPS[torch.float16])
