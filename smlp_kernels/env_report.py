@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from smlp import machine
+from smlp import SMLPBlock, machine
 from smlp.testing import PRECISIONS
 from smlp_kernels import hopper, ops
 from smlp_kernels.functional import fallback_reason
 from smlp_kernels.kernels.narrow import is_narrow
 from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.launch import DIRECT, INTERPRETED, arch_of, input_precision
+from smlp_kernels.weights import Weights
 
 VARIABLES = (
     "SMLP_KERNELS_DISABLE",
@@ -62,7 +63,12 @@ def hopper_path(x: torch.Tensor) -> str:
     """The kernel in CUDA C++ that takes an input of this shape, type and device, or why none."""
     if ops.run_hopper is None:
         return "no Hopper kernel: SMLP_KERNELS_HOPPER=0 is set"
-    return hopper.path_of(x)
+    if arch_of(x) != hopper.ARCH:
+        return "no Hopper kernel: the compute capability is not 9.0"
+    _, channels, height, width = x.shape
+    block = SMLPBlock(height, width, channels, dtype=x.dtype, device="meta")
+    x_rows = torch.empty_like(x, memory_format=torch.channels_last, device="meta")
+    return hopper.path_of(x_rows, Weights(*block.weights()), x)
 
 
 def block_size(text: str) -> tuple[int, int, int]:

@@ -157,7 +157,7 @@ class Recorder(TorchDispatchMode):
                 else:
                     mix(first, Weights(*meta[1:]), arch, keep)
                     if arch == hopper.ARCH and ops.run_hopper is not None:
-                        hopper.warm_up(first, Weights(*meta[1:]), args[0].device.index)
+                        hopper.path_of(first, Weights(*meta[1:]), args[0])  # loads it
         return func(*args, **(kwargs or {}))
 
     def keep(self, x: Tensor, call: Call) -> None:

@@ -58,14 +58,16 @@ def as_it_lies(proj: Tensor) -> tuple[Tensor, bool]:
     return (proj, True) if transposed else (proj.contiguous(), False)
 
 
-def in_type_of(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
-    """Weights in the type of ``x``; what autocast converts takes one launch for all of them."""
+def in_type_of(x: Tensor, *weights: Any) -> Sequence[Any]:
+    """Weights, or None, in the type of ``x``; what autocast converts takes one launch for all."""
     dtype = x.dtype
     for weight in weights:
-        if weight.dtype is not dtype:
+        if weight is not None and weight.dtype is not dtype:
             break
     else:
         return weights
-    converted = [torch.empty_like(weight, dtype=dtype) for weight in weights]
-    torch._foreach_copy_(converted, weights)
-    return converted
+    given = [weight for weight in weights if weight is not None]
+    converted = [torch.empty_like(weight, dtype=dtype) for weight in given]
+    torch._foreach_copy_(converted, given)
+    new = iter(converted)
+    return [None if weight is None else next(new) for weight in weights]

@@ -19,15 +19,19 @@ template <class T> DEVICE uint32_t pack(float a, float b) {
   else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
   return r;
 }
-// 16 of 32 bits, where they are needed: volatile, or the compiler would keep both halves in registers
-DEVICE uint32_t half_of(uint32_t v, int upper) {
-  uint32_t r;
-  if (upper) asm volatile("shr.u32 %0, %1, 16;" : "=r"(r) : "r"(v));
-  else asm volatile("and.b32 %0, %1, 0xFFFF;" : "=r"(r) : "r"(v));
-  return r;
-}
+// Numbers of 16 bits, two a register, unpacked where they are needed: volatile, or the compiler would keep both.
+template <int COUNT> struct Halves {
+  uint32_t words[(COUNT + 1) / 2];
+  DEVICE void set(int i, uint32_t v) { words[i / 2] = i & 1 ? words[i / 2] | v << 16 : v; }   // in order
+  DEVICE uint32_t operator[](int i) const {
+    uint32_t r;
+    if (i & 1) asm volatile("shr.u32 %0, %1, 16;" : "=r"(r) : "r"(words[i / 2]));
+    else asm volatile("and.b32 %0, %1, 0xFFFF;" : "=r"(r) : "r"(words[i / 2]));
+    return r;
+  }
+};
 // threadIdx.x and blockIdx.x, asked for again: volatile, or what follows from them would stay in registers
-DEVICE int thread_index() { int r; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r)); return r; }
+DEVICE uint32_t thread_index() { uint32_t r; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r)); return r; }
 DEVICE int again(int v) { int r; asm volatile("mov.u32 %0, %1;" : "=r"(r) : "r"(v)); return r; }
 DEVICE int block_index() { int r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 
@@ -42,7 +46,6 @@ DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
 DEVICE void wgmma_wait_but_last() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 template <int R> DEVICE void wgmma_wait(float (&d)[R]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
   for (int i = 0; i < R; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
@@ -57,14 +60,5 @@ DEVICE void stmatrix_x4_trans(uint32_t at, const uint32_t (&r)[4]) {
 DEVICE void stmatrix_x2_trans(uint32_t at, uint32_t r0, uint32_t r1) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(at), "r"(r0), "r"(r1) : "memory");
 }
-DEVICE void store_16(void* to, uint32_t from) {
-  uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
-  *reinterpret_cast<uint4*>(to) = v;
-}
-DEVICE void load_16(uint32_t to, const void* from) {
-  const uint4 v = *reinterpret_cast<const uint4*>(from);
-  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-DEVICE void zero_16(uint32_t to) { asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory"); }
+// Shared memory as C++ has it
+DEVICE uint4& chunk_at(uint32_t at) { return *static_cast<uint4*>(__cvta_shared_to_generic(at)); }

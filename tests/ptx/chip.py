@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
 from triton.backends.nvidia.compiler import CUDABackend
 
+from tests.ptx.decoder import decode
 from tests.ptx.launch import Argument, Record, launch
 from tests.ptx.library import BUILD
 from tests.ptx.memory import WatchedMemory
@@ -88,7 +89,11 @@ class _Utils:
         self, name: str, binary: bytes, shared: int, device: int
     ) -> tuple[int, str, int, int, int]:
         """Module, function, registers, spills and most threads: the function is the PTX."""
-        return 1, binary.decode(), 0, 0, 1024
+        if shared > SHARED_MEMORY[device]:
+            raise RuntimeError(f"shared: at most {SHARED_MEMORY[device]} bytes, got {shared}")
+        if (found := decode(text := binary.decode()).name) != name:
+            raise RuntimeError(f"the module holds {found}, expected {name}")
+        return 1, text, 0, 0, 1024
 
 
 class _Launcher:
@@ -96,7 +101,6 @@ class _Launcher:
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self.signature = list(src.signature.values())
-        self.metadata = metadata
         for name in ("global_scratch_size", "profile_scratch_size"):
             if getattr(metadata, name, 0):
                 raise NotImplementedError(f"{metadata.name} wants scratch memory: {name}")
@@ -108,10 +112,11 @@ class _Launcher:
         launch_metadata: Any, enter: Any, leave: Any, *arguments: Any,
     ) -> None:  # fmt: skip
         given = [*flat(self.signature, arguments), ("u64", 0), ("u64", 0)]  # no scratch memory
+        program, (warps, _, shared) = decode(function), packed
+        taken = given[: len(program.params)]  # kernels in CUDA C++ have no place for the last two
         triton.runtime.driver.active.chip.run(
-            self.metadata.name, function, (x, y, z), given,
-            warps=self.metadata.num_warps, shared=self.metadata.shared,
-        )  # fmt: skip
+            program.name, function, (x, y, z), taken, warps=warps, shared=shared
+        )
 
 
 def flat(types: Sequence[Any], values: Sequence[Any]) -> Iterator[Argument]:

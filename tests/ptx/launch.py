@@ -40,8 +40,7 @@ VIOLATIONS = (  # in the order of machine.h
     "lanes of a warp exchange data without bar.warp.sync",
     "write to an input",
 )
-# Type as Triton names it ("*" and more for a tensor) and value, or "struct" and its bytes with the
-# tensors whose addresses are among them.
+# Type as Triton names it ("*" and more for a tensor, or None) and value.
 Argument = tuple[str, Any]
 
 
@@ -174,10 +173,8 @@ def parameters(program: Program, arguments: Sequence[Argument], place: Any) -> b
         )
     params = bytearray(sum(program.params[-1]) if program.params else 0)
     for (at, size), (kind, value) in zip(program.params, arguments, strict=True):
-        if kind == "struct":
-            data = with_places(*value, place)
-        elif kind.startswith("*"):
-            data = struct.pack("<Q", place(value))
+        if kind.startswith("*"):
+            data = struct.pack("<Q", 0 if value is None else place(value))
         else:
             data = struct.pack(INTEGERS[kind], value)
         if len(data) != size:
@@ -186,20 +183,6 @@ def parameters(program: Program, arguments: Sequence[Argument], place: Any) -> b
             )
         params[at : at + size] = data
     return bytes(params)
-
-
-def with_places(data: bytes, tensors: Sequence[Tensor], place: Any) -> bytes:
-    """The bytes of a struct, with the addresses of tensors in this machine's memory replaced."""
-    words = [data[at : at + 8] for at in range(0, len(data), 8)]
-    for tensor in tensors:
-        address = struct.pack("<Q", tensor.data_ptr())
-        if words.count(address) != 1:
-            raise ValueError(
-                f"arguments: expected the address of each tensor once in the struct, got that of "
-                f"{list(tensor.shape)} {words.count(address)} times"
-            )
-        words[words.index(address)] = struct.pack("<Q", place(tensor))
-    return b"".join(words)
 
 
 def extent(tensor: Tensor) -> int:

@@ -3,22 +3,23 @@
 What is executed are tests of ``test_kernels.py``.
 """
 
-import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+import smlp_kernels.hopper
 from smlp.testing import formula, random_arguments, relative_error, to_float64
-from smlp_kernels.hopper import driver as hopper_driver
+from smlp_kernels.hopper import launch
 from smlp_kernels.hopper import plan as hopper_plan
-from smlp_kernels.hopper.plan import Call, call_of
+from smlp_kernels.hopper.plan import call_of
+from smlp_kernels.launch import Call
 from smlp_kernels.weights import Weights
 from tests.ptx import hopper, library
 from tests.ptx.blocks import PRECISIONS, Block, misplaced_nan
 from tests.ptx.chip import Chip
-from tests.ptx.cuda import ChipDriver
 
 pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 
@@ -26,74 +27,63 @@ SIZE = (2, 7, 14, 72)  # B, H, W, C
 
 
 @pytest.fixture
-def chip(monkeypatch: pytest.MonkeyPatch) -> Chip:
+def chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chip]:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    text = hopper_driver.ptx_of
-    monkeypatch.setattr(hopper_driver, "binary_of", lambda kernel: text(kernel).encode())
-    return Chip(90)
+    monkeypatch.setattr(smlp_kernels.hopper, "binary_of", lambda kernel, text: text)
+    monkeypatch.setattr(smlp_kernels.hopper, "loaded", {})
+    chip = Chip(90)
+    with chip.active():
+        yield chip
 
 
+@pytest.fixture
 def made(chip: Chip) -> tuple[Call, Tensor]:
     """A call, and its exact result."""
     x, weights = random_arguments(*SIZE, torch.bfloat16)
-    with chip.memory:
-        x = x.contiguous(memory_format=torch.channels_last)
-        call = call_of(x, Weights(*weights), 132)
+    call = call_of(x.contiguous(memory_format=torch.channels_last), Weights(*weights), 132)
     assert call is not None
     return call, formula(*to_float64([x, *weights]))
 
 
-def test_what_is_handed_to_the_driver_runs(chip: Chip) -> None:
-    call, exact = made(chip)
-    ChipDriver(chip).launch(call, 0, 0)
+def test_what_is_handed_to_the_driver_runs(chip: Chip, made: tuple[Call, Tensor]) -> None:
+    call, exact = made
+    assert launch(call) is None
     (record,) = chip.records
     assert (record.kernel, record.violations) == (call.plan.kernel, [])
     assert relative_error(call.tensors[1], exact) < 3e-3
 
 
-def test_other_parameters_give_other_results(chip: Chip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it is the package's bytes that run, and not what a test makes of its tensors."""
-    call, exact = made(chip)
-    right = call.parameters()
-
-    def runs(parameters: bytes) -> tuple[list[str], float]:
-        monkeypatch.setattr(Call, "parameters", lambda self: parameters)
+def test_other_arguments_give_other_results(chip: Chip, made: tuple[Call, Tensor]) -> None:
+    """So that it is the package's arguments that run, and not what a test makes of its tensors."""
+    call, exact = made
+    x, y, proj_h, bias_h, proj_w, bias_w, *others = call.tensors
+    biases_swapped = call._replace(tensors=(x, y, proj_h, bias_w, proj_w, bias_h, *others))
+    integers = list(call.plan.integers)
+    integers[4:8] = [*integers[6:8], *integers[4:6]]  # strides of H and W
+    strides_swapped = call._replace(plan=replace(call.plan, integers=tuple(integers)))
+    for other in (biases_swapped, strides_swapped):
         chip.records.clear()
-        ChipDriver(chip).launch(call, 0, 0)
-        return chip.records[0].violations, relative_error(call.tensors[1], exact)
-
-    biases_swapped = right[:32] + right[40:48] + right[32:40] + right[48:]
-    violations, error = runs(biases_swapped)  # of 7 and 14 numbers
-    assert any("out of bounds" in text for text in violations) and not error < 0.1
-    strides = struct.pack("<2i", *struct.unpack("<2i", right[92:100])[::-1])
-    violations, error = runs(right[:92] + strides + right[100:])
-    assert any("out of bounds" in text for text in violations) and not error < 0.1
-    with pytest.raises(ValueError, match="each tensor once in the struct"):
-        runs(bytes(8) + right[8:])
+        assert launch(other) is None
+        assert any("out of bounds" in text for text in chip.records[0].violations)
+        assert not relative_error(call.tensors[1], exact) < 0.1
 
 
-def test_shared_memory_is_what_the_chip_has(chip: Chip) -> None:
-    call, _ = made(chip)
-    much = call.plan._replace(shared=227 * 1024 + 1)
-    with pytest.raises(ValueError, match="at most 232448 bytes, got 232449"):
-        ChipDriver(chip).launch(Call(much, call.tensors), 0, 0)
-    driver = ChipDriver(chip)
-    driver.load(call.plan, 0)
-    more = call.plan._replace(shared=call.plan.shared + 1)
-    with pytest.raises(ValueError, match=f"{more.shared} bytes .* of {call.plan.shared} allowed"):
-        driver.launch(Call(more, call.tensors), 0, 0)
-    little = call.plan._replace(shared=100_000)
-    ChipDriver(chip).launch(Call(little, call.tensors), 0, 0)
+def test_shared_memory_is_what_the_chip_has(
+    chip: Chip, made: tuple[Call, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, _ = made
+    monkeypatch.setattr(smlp_kernels.hopper, "BLOCK", (12, 1, 227 * 1024 + 1))
+    assert "at most 232448 bytes, got 232449" in str(launch(call))
+    monkeypatch.setattr(smlp_kernels.hopper, "BLOCK", (12, 1, 100_000))
+    smlp_kernels.hopper.loaded.clear()
+    assert launch(call) is None
     assert any("shared access out of bounds" in text for text in chip.records[-1].violations)
 
 
 @pytest.mark.parametrize("size", hopper.STAGES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_one_group_has_the_plan_of_the_batch(
-    size: tuple[int, ...], transposed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_group_has_the_plan_of_the_batch(size: tuple[int, ...], transposed: bool) -> None:
     """All but its share of the batch and of the grid."""
-    monkeypatch.setattr(hopper_plan, "CUBLAS_PIXELS", 128 * 49 + 1)
     _, channels, side, _ = size
     proj, fuse = (side, 1), (3 * channels, channels, 1)
     strides = (*proj[::-1], *proj[::-1]) if transposed else (*proj, *proj)
@@ -106,13 +96,10 @@ def test_one_group_has_the_plan_of_the_batch(
         )
 
     whole, share = plan(128, 132), plan(size[0], hopper.STAGES[size])
-    assert (share.kernel, share.shared, share.grid[1]) == (
-        whole.kernel,
-        whole.shared,
-        whole.grid[1],
-    )
+    assert share.kernel == whole.kernel
     assert share.integers[1:] == whole.integers[1:]
-    assert share.grid[0] == 1 and whole.grid[0] == -(-128 // size[0])
+    blocks = share.integers[12]  # of a group
+    assert share.programs == blocks and whole.programs == -(-128 // size[0]) * blocks
 
 
 def kernels_of(blocks: list[Block]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from triton import knobs
 
-from smlp_kernels.hopper.driver import OPTIONS
+from smlp_kernels.hopper import OPTIONS
 from tools import hopper_ptx
 
 MAX_REGISTERS = 168  # of a thread, with 384 in a block

@@ -1,89 +1,84 @@
-/* The CUDA driver's functions that the loader calls, for two devices that are not there.
+/* The CUDA driver as Triton's calls it, for two devices that are not there.
 
    A handle says what it belongs to: context 10 + device, module 100 + context, function
-   1000 + context. What the loader hands over is kept for the test to read. */
+   1000 + context. What is handed over is kept for the test to read. */
+#include <cuda.h>
 #include <string.h>
 
-enum { INVALID_VALUE = 1, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400 };
-
 char failing[64]; /* a function's name */
-int failing_with;
 int local_bytes;
 
-char images[16][8]; /* the first bytes of what was loaded */
-int loads, launches;
+int loads, launches, largest_shared;
 char kernel[64];
-long current[8]; /* stack of contexts */
-int depth;
-long function;
-unsigned dims[6], shared_bytes;
-int largest_shared;
-unsigned long long stream;
-unsigned char parameters[144];
+unsigned dims[7]; /* grid, block, bytes of shared memory */
+size_t function, stream;
+unsigned char parameters[256]; /* 8 bytes each */
+int count;                     /* of parameters */
 
-#define START if (!strcmp(__func__, failing)) return failing_with
-#define IN_CONTEXT if (!depth) return INVALID_CONTEXT
+size_t current; /* context */
 
-int cuDeviceGet(int *device, int ordinal) {
-  START;
-  *device = ordinal;
-  return ordinal < 2 ? 0 : INVALID_VALUE;
+#define START if (!strcmp(__func__, failing)) return CUDA_ERROR_UNKNOWN
+#define IGNORED(NAME, ...) CUresult NAME(__VA_ARGS__) { START; return CUDA_SUCCESS; }
+
+CUresult cuGetErrorString(CUresult code, const char **text) {
+  *text = code == CUDA_ERROR_UNKNOWN ? failing : "a misuse";
+  return CUDA_SUCCESS;
 }
-
-int cuDevicePrimaryCtxRetain(long *context, int device) {
-  START;
-  *context = 10 + device;
-  return 0;
+CUresult cuDriverGetVersion(int *version) { *version = 13000; return CUDA_SUCCESS; }
+CUresult cuDeviceGet(CUdevice *device, int ordinal) { START; *device = ordinal; return CUDA_SUCCESS; }
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+  *value = attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN ? 232448 : 233472;
+  return CUDA_SUCCESS;
 }
-
-int cuCtxPushCurrent_v2(long context) {
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
   START;
-  current[++depth] = context;
-  return 0;
+  *context = (CUcontext)(size_t)(10 + device);
+  return CUDA_SUCCESS;
 }
+CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)current; return CUDA_SUCCESS; }
+CUresult cuCtxSetCurrent(CUcontext context) { current = (size_t)context; return CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice *device) { *device = current - 10; return CUDA_SUCCESS; }
+IGNORED(cuCtxGetLimit, size_t *value, CUlimit limit)
+IGNORED(cuCtxSetLimit, CUlimit limit, size_t value)
+IGNORED(cuModuleUnload, CUmodule module)
+IGNORED(cuStreamIsCapturing, CUstream stream, CUstreamCaptureStatus *status)
+IGNORED(cuFuncSetCacheConfig, CUfunction of, CUfunc_cache config)
 
-int cuCtxPopCurrent_v2(long *context) {
-  IN_CONTEXT;
-  *context = current[depth--];
-  return 0;
-}
-
-int cuModuleLoadData(long *module, const char *image) {
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   START;
-  IN_CONTEXT;
-  memcpy(images[loads++ % 16], image, 8);
-  *module = 100 + current[depth];
-  return memcmp(image, "\177ELF", 4) && memcmp(image, ".version", 8) ? INVALID_IMAGE : 0;
+  loads++;
+  *module = (CUmodule)(100 + current);
+  return memcmp(image, "\177ELF", 4) && memcmp(image, ".version", 8) ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
 }
-
-int cuModuleGetFunction(long *found, long module, const char *name) {
+CUresult cuModuleGetFunction(CUfunction *found, CUmodule module, const char *name) {
   START;
-  IN_CONTEXT;
   strncpy(kernel, name, sizeof kernel - 1);
-  *found = 1000 + current[depth];
-  return module == 100 + current[depth] ? 0 : INVALID_HANDLE;
+  *found = (CUfunction)(1000 + current);
+  return (size_t)module == 100 + current ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
-
-int cuFuncGetAttribute(int *value, int attribute, long of) {
+CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction of) {
   START;
-  *value = local_bytes;
-  return attribute == 3 && of == 1000 + current[depth] ? 0 : INVALID_VALUE;
+  *value = attribute == CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES ? local_bytes : 0;
+  return CUDA_SUCCESS;
 }
-
-int cuFuncSetAttribute(long of, int attribute, int value) {
+CUresult cuFuncSetAttribute(CUfunction of, CUfunction_attribute attribute, int value) {
   START;
+  if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
   largest_shared = value;
-  return attribute == 8 && of == 1000 + current[depth] ? 0 : INVALID_VALUE;
+  return CUDA_SUCCESS;
 }
-
-int cuLaunchKernel(long of, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared, unsigned long long on,
-                   void **arguments, void **extra) {
+CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr pointer) {
+  *(CUdeviceptr *)data = pointer;
+  return CUDA_SUCCESS;
+}
+/* Reads as many parameters as `count` says, the first nine of 8 bytes, the others of 4. */
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction of, void **arguments, void **extra) {
   START;
-  IN_CONTEXT;
-  unsigned all[6] = {grid_x, grid_y, grid_z, block_x, block_y, block_z};
-  memcpy(dims, all, sizeof all);
-  memcpy(parameters, arguments[0], sizeof parameters);
-  function = of, shared_bytes = shared, stream = on, launches++;
-  return of == 1000 + current[depth] && !extra ? 0 : INVALID_HANDLE;
+  unsigned all[7] = {config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
+                     config->blockDimY, config->blockDimZ, config->sharedMemBytes};
+  memcpy(dims, all, sizeof dims);
+  unsigned char *to = parameters;
+  for (int i = 0; i < count; to += i++ < 9 ? 8 : 4) memcpy(to, arguments[i], i < 9 ? 8 : 4);
+  function = (size_t)of, stream = (size_t)config->hStream, launches++;
+  return function == 1000 + current && !config->numAttrs && !extra ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }

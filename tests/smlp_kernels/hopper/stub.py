@@ -1,52 +1,66 @@
-"""The loader's driver: a library of libcuda's functions, compiled by gcc."""
+"""A driver in the place of Triton's, as the Hopper kernels call it, and their inputs."""
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from smlp.testing import random_arguments
-from smlp_kernels.hopper.driver import Driver
+from smlp_kernels import hopper
 from smlp_kernels.weights import Weights
 
-SOURCE = Path(__file__).with_name("libcuda.c")
 BFLOAT16 = torch.bfloat16
 
-needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc to compile a driver")
 
+class Driver:
+    """Notes what it is given; Triton's own kernels do not see it.
 
-class Stub:
-    """A driver of its own; its variables are those of ``libcuda.c``."""
+    Attributes:
+        device: the current one.
+        failing: "load" or "launch".
+        spilled: registers of what is loaded.
+        loads: name, first bytes and shared memory of each binary.
+        launches: grid, stream, function, block and the kernel's arguments of each.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "libcuda.so"
-        command = ["gcc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC"]
-        subprocess.run([*command, str(SOURCE), "-o", str(path)], check=True)
-        self._library = ctypes.CDLL(str(path))
-        self.driver = Driver(str(path))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device, self.failing, self.spilled = 0, "", 0
+        self.loads: list[tuple[Any, ...]] = []
+        self.launches: list[tuple[Any, ...]] = []
+        self.utils = SimpleNamespace(load_binary=self.load_binary)
+        active = SimpleNamespace(runtime=SimpleNamespace(driver=SimpleNamespace(active=self)))
+        monkeypatch.setattr(hopper, "triton", active)
+        monkeypatch.setattr(hopper, "loaded", {})
+        monkeypatch.setattr(hopper, "binary_of", lambda name, text: b"\x7fELF")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
-    def integer(self, name: str) -> int:
-        return ctypes.c_int.in_dll(self._library, name).value
+    def get_current_device(self) -> int:
+        return self.device
 
-    def long(self, name: str) -> int:
-        return ctypes.c_ulonglong.in_dll(self._library, name).value
+    def get_current_stream(self, device: int) -> int:
+        return 100 + device
 
-    def content(self, name: str, size: int) -> bytes:
-        return bytes((ctypes.c_ubyte * size).in_dll(self._library, name))
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
+        if self.failing == "load":
+            raise RuntimeError("Triton Error [CUDA]: no kernel image")
+        self.loads.append((name, binary[:8], shared))
+        return 1, 1000 + device, 168, self.spilled, 384
 
-    def integers(self, name: str, count: int) -> list[int]:
-        return list((ctypes.c_uint * count).in_dll(self._library, name))
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        def run(*arguments: Any) -> None:
+            if self.failing == "launch":
+                raise RuntimeError("Triton Error [CUDA]: invalid argument")
+            grid, (stream, function, block, *hooks), given = (
+                arguments[:3],
+                arguments[3:9],
+                arguments[9:],
+            )
+            assert hooks == [None] * 3 and len(given) == len(source.signature)
+            self.launches.append((grid, stream, function, block, given))
 
-    def set(self, **values: int | bytes) -> None:
-        for name, value in values.items():
-            if isinstance(value, bytes):
-                (ctypes.c_char * 64).in_dll(self._library, name).value = value
-            else:
-                ctypes.c_int.in_dll(self._library, name).value = value
+        return run
 
 
 def block(

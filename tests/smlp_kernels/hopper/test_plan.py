@@ -1,6 +1,5 @@
 """What the Hopper kernels take, and what they are launched with."""
 
-import struct
 from itertools import pairwise
 
 import pytest
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor
 
 from smlp_kernels.hopper import plan as hopper_plan
-from smlp_kernels.hopper.plan import PARAMETERS, Plan, call_of, make_plan, strip_lines
+from smlp_kernels.hopper.plan import call_of, make_plan
+from smlp_kernels.launch import Plan
 from smlp_kernels.weights import Weights
 from tests.smlp_kernels.hopper.stub import BFLOAT16, block
 
@@ -26,46 +26,49 @@ def plan_of(batch: int, channels: int, height: int, width: int, transposed: bool
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "kernel", "grid", "images", "passes"),
+    ("size", "channels", "kernel", "groups", "blocks", "lines", "passes"),
     [  # batch 128
-        (14, 320, "200", (128, 1), 1, 2),
-        (14, 384, "200", (128, 1), 1, 2),
-        (14, 448, "200", (128, 1), 1, 3),
-        (7, 640, "248", (26, 5), 5, 5),
-        (7, 768, "200", (32, 4), 4, 4),
-        (7, 896, "248", (26, 5), 5, 5),
-        (16, 64, "256", (128, 1), 1, 1),
-        (28, 160, "strips", (512, 1), 7, 1),
-        (28, 192, "strips", (512, 1), 7, 1),
-        (32, 64, "strips", (768, 1), 6, 1),
+        (14, 320, "200", 128, 1, 14, 2),
+        (14, 384, "200", 128, 1, 14, 2),
+        (14, 448, "200", 128, 1, 14, 3),
+        (7, 640, "248", 26, 5, 35, 5),
+        (7, 768, "200", 32, 4, 28, 4),
+        (7, 896, "248", 26, 5, 35, 5),
+        (16, 64, "256", 128, 1, 16, 1),
+        (28, 160, "strips", 512, 1, 7, 1),
+        (28, 192, "strips", 512, 1, 7, 1),
+        (32, 64, "strips", 768, 1, 6, 1),
     ],
 )
 def test_stages(
-    size: int, channels: int, kernel: str, grid: tuple[int, int], images: int, passes: int
+    size: int, channels: int, kernel: str, groups: int, blocks: int, lines: int, passes: int
 ) -> None:
     for transposed in (False, True):
-        if size == 7 and not transposed:  # cuBLAS is faster
-            shape = torch.Size((128, channels, 7, 7))
-            assert (
-                make_plan(shape, BFLOAT16, (7, 1, 7, 1), (3 * channels, channels, 1), SMS) is None
-            )
-            continue
         plan = plan_of(128, channels, size, size, transposed)
         assert plan.kernel == f"smlp_bf16_{kernel}{'_t' if transposed else ''}"
-        assert (plan.grid, plan.integers[4], plan.integers[11]) == (grid, images, passes)
+        assert plan.programs == groups * blocks
+        assert plan.integers[10:13] == (lines, passes, blocks)
         assert plan.integers[:4] == (128, channels, size, size)
-        # out of H and W, in of H and W, branch and row of fuse
-        strides = (1, 1, size, size) if transposed else (size, size, 1, 1)
-        assert plan.integers[5:11] == (*strides, channels, 3 * channels)
+        # out and in of H, out and in of W, branch and row of fuse
+        strides = (1, size, 1, size) if transposed else (size, 1, size, 1)
+        assert plan.integers[4:10] == (*strides, channels, 3 * channels)
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(128, 640), (128, 512), (84, 512), (83, 512)])
+def test_large_forwards_of_small_images_are_cublas_s(batch: int, channels: int) -> None:
+    x, weights = block(batch, 7, 7, channels)
+    assert (call_of(x, weights, SMS) is None) == (batch * 49 >= 4096)
+    assert call_of(x, weights.transposed(), SMS) is not None
 
 
 def test_every_block_has_work_and_every_pass_has_a_block() -> None:
     for channels in range(8, 2049, 40):
         for batch in (1, 3, 128):
             plan = plan_of(batch, channels, 7, 7, transposed=True)
-            images, passes, blocks, pass_tiles = (plan.integers[i] for i in (4, 11, 12, 13))
-            assert 1 <= plan.grid[1] == blocks <= passes
-            assert images * (plan.grid[0] - 1) < batch <= images * plan.grid[0]
+            lines, passes, blocks, pass_tiles = plan.integers[10:14]
+            groups = plan.programs // blocks
+            assert 1 <= blocks <= passes and groups * blocks == plan.programs
+            assert lines * (groups - 1) < 7 * batch <= lines * groups
             # as first_tile in the kernel: passes of 1 to 3 tiles, all of them in the end
             ends = [i * pass_tiles >> 16 for i in range(passes + 1)]
             assert ends[0] == 0 and ends[-1] == -(-channels // 64)
@@ -81,10 +84,14 @@ def test_pixels_are_found_again_by_the_reciprocal() -> None:
 
 
 def test_strips_fit_the_kernel() -> None:
-    """``Strip`` in strips.cuh: 200 pixels and 8 lines a strip, 1024 pixels of other strips."""
+    """``Strip`` in layout.cuh: 200 pixels and 8 lines a strip, 1024 pixels of other strips."""
     for height in range(1, 33):
         for width in range(1, 33):
-            lines = strip_lines(height, width)
+            if max(height, width) <= 16:
+                continue
+            plan = plan_of(3, 64, height, width)
+            lines = plan.integers[10]
+            assert plan.programs == 3 * -(-height // lines)
             last = height - (-(-height // lines) - 1) * lines
             assert 1 <= last <= lines <= 8 and lines * width <= 200
             assert (height - last + 2) * width <= 1024
@@ -96,7 +103,8 @@ def test_tiles_fit_the_kernel() -> None:
         for width in range(1, 17):
             for batch in (1, 128, 4096):
                 plan = plan_of(batch, 64, height, width)
-                pixels, images = int(plan.kernel.rpartition("_")[2]), plan.integers[4]
+                pixels, images = int(plan.kernel.rpartition("_")[2]), plan.integers[10] // height
+                assert images * height == plan.integers[10]
                 padded = height not in (8, 16) or width not in (8, 16)
                 assert images * height * width <= (248 if pixels == 256 and padded else pixels)
                 for size, lines in ((height, images * width), (width, images * height)):
@@ -174,14 +182,11 @@ TAKEN = {
 
 @pytest.mark.parametrize("what", TAKEN)
 def test_parameters(what: str) -> None:
-    """The bytes that the kernel gets: what each pointer points to, and the plan's integers."""
+    """What the kernel gets, in its order."""
     x, weights = TAKEN[what]()
     call = call_of(x, weights, SMS)
-    assert call is not None
-    *pointers, _ = struct.unpack("9Q72s", call.parameters())
-    assert PARAMETERS.unpack(call.parameters())[9:] == call.plan.integers
-    assert [0 if t is None else t.data_ptr() for t in call.tensors] == pointers
-    given_x, y, proj_h, proj_w, bias_h, bias_w, fuse, bias, bias_map = call.tensors
+    assert call is not None and len(call.plan.integers) == 17
+    given_x, y, proj_h, bias_h, proj_w, bias_w, fuse, bias, bias_map = call.tensors
     assert given_x is x and y is not None
     assert (y.shape, y.stride(), y.dtype) == (x.shape, x.stride(), x.dtype)
     same = (proj_h, bias_h, proj_w, bias_w, fuse)
@@ -199,13 +204,26 @@ def test_weights_are_converted_as_autocast_leaves_them_to_the_kernels() -> None:
     for given in (weights, weights.transposed()):
         call = call_of(x, given, SMS)
         assert call is not None
-        converted = (call.tensors[i] for i in (2, 4, 3, 5, 6, 7))
-        for actual, expected in zip(converted, given, strict=True):
+        for actual, expected in zip(call.tensors[2:8], given, strict=True):
             if expected is None:
                 assert actual is None
             else:
                 assert torch.equal(actual, expected.to(BFLOAT16))
                 assert actual.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_plan_is_looked_up_once(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the strides of what is converted, which is dense."""
+    x, _ = block(2, 7, 7, 16)
+    _, weights = block(2, 7, 7, 16, torch.float32)
+    apart = with_strides(weights.fuse.flatten(1), 48 * stride, stride)
+    asked = []
+    monkeypatch.setattr(hopper_plan, "make_plan", lambda *a: asked.append(a) or make_plan(*a))
+    call = call_of(x, weights._replace(fuse=apart), SMS)
+    assert call is not None and len(asked) == 1
+    assert torch.equal(call.tensors[6], apart.to(BFLOAT16))
+    assert call.plan.integers[8:10] == (16, 48)
 
 
 def test_what_cublas_takes_is_not_converted_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,4 +238,4 @@ def test_the_input_gradient_reads_fuse_as_it_lies() -> None:
     call = call_of(x, weights.transposed(), SMS)
     assert call is not None and call.plan.kernel.endswith("_t")
     assert call.tensors[6].data_ptr() == weights.fuse.data_ptr()
-    assert call.tensors[4] is call.tensors[5] is call.tensors[7] is call.tensors[8] is None
+    assert [t is None for t in call.tensors] == [i in (3, 5, 7, 8) for i in range(9)]
