@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for layout in chosen(config, "layouts")
         for pass_ in chosen(config, "passes")
     ]
-    metafunc.parametrize("bench", benches, indirect=True, scope="session")
+    metafunc.parametrize("bench", benches, indirect=True)
     wanted = runnable(config, "channels_last")
     metafunc.parametrize("provider", wanted, ids=lambda provider: provider.name)
 

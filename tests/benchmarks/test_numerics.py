@@ -44,6 +44,18 @@ def test_a_wrong_gradient_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.fused[1] > 1e-4 > row.plain[1]
 
 
+@NEEDS_CPU
+def test_the_output_and_the_gradient_of_x_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = functional.ops.differentiable_mix
+
+    def wrong(x: torch.Tensor, *weights: object, plain: bool) -> torch.Tensor:
+        return mix(x, *weights, plain=plain) + 0.01 * (x - x.detach())
+
+    monkeypatch.setattr(functional.ops, "differentiable_mix", wrong)
+    row = numerics.measure(SMALL, "fp32", "cpu")
+    assert row.fused[1] > 1e-4 > row.fused[0]
+
+
 def test_shapes() -> None:
     assert [s.name for s in numerics.measured_shapes(True)] == [s.name for s in STAGES]
     for stage, small in zip(STAGES, numerics.measured_shapes(False), strict=True):
