@@ -87,7 +87,7 @@ def results_in(folder: Path) -> dict[str, Any]:
     for name in ("gpu", "commit"):
         here, there = facts.get(name), results["environment"].get(name)
         if here != there:
-            raise ValueError(f"{folder} has results of {name} {there}, and here it is {here}")
+            raise ValueError(f"{folder} is of {name} {there}, not {here}: name a new folder")
     return results
 
 

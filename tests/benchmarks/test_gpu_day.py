@@ -166,7 +166,7 @@ def test_results_of_another_gpu_or_commit_are_not_mixed(
     monkeypatch.setattr(environment, "describe", lambda: FACTS | {name: "another"})
     with pytest.raises(SystemExit, match="2"):
         day()
-    message = f"has results of {name} {FACTS[name]}, and here it is another"
+    message = f"is of {name} {FACTS[name]}, not another: name a new folder"
     assert message in capsys.readouterr().err
     assert day(out=tmp_path / "new") == ["good", "bad", "last"]
 
