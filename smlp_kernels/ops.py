@@ -24,12 +24,14 @@ of their weight, and empty tensors in the place of those not needed.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, library
 from torch.nn import Parameter
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import register_flop_formula
 
 from smlp_kernels import hopper
@@ -80,10 +82,6 @@ def run_mix_backward(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ..
     weights, needed = split_arguments(arguments)
     with on_device_of(x):
         return backward.mix_backward(dy, x, weights, needed, arch_of(x), Call.launch)
-
-
-LIBRARY.impl("mix", run_mix, "CompositeExplicitAutograd")
-LIBRARY.impl("mix_backward", run_mix_backward, "CompositeExplicitAutograd")
 
 
 @library.register_fake("smlp_kernels::mix", lib=LIBRARY)
@@ -189,44 +187,29 @@ def without_identity(fuse: Tensor) -> Tensor:
     return torch.cat([mixing, torch.zeros_like(identity)], dim=1)
 
 
-library.register_autograd(
-    "smlp_kernels::mix", mix_grad, setup_context=mix_setup_context, lib=LIBRARY
-)
-library.register_autograd(
-    "smlp_kernels::mix_backward",
-    mix_backward_grad,
-    setup_context=mix_backward_setup_context,
-    lib=LIBRARY,
-)
-
-
 @library.register_vmap("smlp_kernels::mix", lib=LIBRARY)
-def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
     x, *weights = arguments
-    if any(dim is not None for dim in in_dims[1:]):  # weights of its own for each: one by one
-        return torch.stack([mix(*one) for one in _each(info.batch_size, in_dims, arguments)]), 0
+    if any(dim is not None for dim in in_dims[1:]):
+        return _one_by_one(mix, info, in_dims, *arguments)
     x = x.movedim(in_dims[0], 0)
     return mix(x.flatten(0, 1), *weights).unflatten(0, x.shape[:2]), 0
 
 
-@library.register_vmap("smlp_kernels::mix_backward", lib=LIBRARY)
-def _mix_backward_vmap(
-    info: Any, in_dims: tuple[Any, ...], *arguments: Any
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    results = [mix_backward(*one) for one in _each(info.batch_size, in_dims, arguments)]
-    outputs = tuple(torch.stack(output) for output in zip(*results, strict=True))
-    return outputs, (0,) * len(outputs)
+def _one_by_one(
+    operator: Any, info: Any, in_dims: tuple[Any, ...], *arguments: Any
+) -> tuple[Any, Any]:
+    """What vmap wants: the outputs for elements that each have weights of their own, stacked."""
+    pairs = list(zip(arguments, in_dims, strict=True))
+    results = [
+        operator(*(value if dim is None else value.select(dim, index) for value, dim in pairs))
+        for index in range(info.batch_size)
+    ]
+    stacked = tree_map(lambda *outputs: torch.stack(outputs), *results)  # a tensor or a tuple
+    return stacked, tree_map(lambda _: 0, stacked)
 
 
-def _each(
-    size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]
-) -> Iterator[tuple[Any, ...]]:
-    """The arguments of every element of a vmapped call."""
-    for index in range(size):
-        yield tuple(
-            value if dim is None else value.select(dim, index)
-            for value, dim in zip(arguments, in_dims, strict=True)
-        )
+library.register_vmap("smlp_kernels::mix_backward", partial(_one_by_one, mix_backward), lib=LIBRARY)
 
 
 # Of the formula, as PyTorch counts for the plain block; not of what the kernels compute again.
@@ -251,12 +234,16 @@ def _mix_backward_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> i
 def differentiable(
     name: str, operator: Any, run: Callable[..., Any], setup_context: Any, gradient: Any
 ) -> Callable[..., Any]:
-    """An operator for eager mode, with the autograd formula registered above.
+    """Register what an operator does, and return the operator for eager mode.
 
-    The dispatcher reaches the registered formula at a cost of about 30 us a call and
+    There, the dispatcher reaches the registered formula at a cost of about 30 us a call and
     ``Function.apply`` binds the arguments for 25 us, each as much as a kernel takes; the ``apply``
     of its base class does neither.
     """
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    library.register_autograd(
+        f"smlp_kernels::{name}", gradient, setup_context=setup_context, lib=LIBRARY
+    )
     formula = {
         "generate_vmap_rule": True,
         "setup_context": staticmethod(setup_context),
@@ -277,9 +264,9 @@ def differentiable(
     return call
 
 
-differentiable_mix = differentiable("Mix", mix, run_mix, mix_setup_context, mix_grad)
+differentiable_mix = differentiable("mix", mix, run_mix, mix_setup_context, mix_grad)
 differentiable_mix_backward = differentiable(
-    "MixBackward", mix_backward, run_mix_backward, mix_backward_setup_context, mix_backward_grad
+    "mix_backward", mix_backward, run_mix_backward, mix_backward_setup_context, mix_backward_grad
 )
 
 
