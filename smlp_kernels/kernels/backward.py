@@ -75,8 +75,8 @@ def mix_backward(
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
     total = x.new_empty(*plan.total, dtype=acc)
-    partial_h = x.new_empty(*plan.h.partial, dtype=acc)
-    partial_w = x.new_empty(*plan.w.partial, dtype=acc)
+    partial_h = total.new_empty(*plan.partial_h)  # naming the type takes as long again
+    partial_w = total.new_empty(*plan.partial_w)
     along_h = *along_h, partial_h if needed.proj_h else None
     along_w = *along_w, partial_w if needed.proj_w else None
     dx_images = None
@@ -108,12 +108,15 @@ def mix_backward(
 
 def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
     """Tensors for the gradients of x and of the six weights; empty where not needed."""
-    grads = [torch.empty_like(x) if needed.x else x.new_empty(0)]
-    matrices = (weights.proj_h, weights.proj_w, weights.fuse)
-    for weight, wanted in zip(matrices, needed[1:], strict=True):
+
+    def pair(weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
         shape = weight.shape if wanted else (0,)
-        grads += weight.new_empty(*shape), weight.new_empty(shape[0])
-    return tuple(grads)
+        return weight.new_empty(*shape), weight.new_empty(shape[0])
+
+    dx = torch.empty_like(x) if needed.x else x.new_empty(0)
+    along_h = pair(weights.proj_h, needed.proj_h)
+    along_w = pair(weights.proj_w, needed.proj_w)
+    return dx, *along_h, *along_w, *pair(weights.fuse, needed.fuse)
 
 
 class BackwardPlan(NamedTuple):
@@ -123,6 +126,8 @@ class BackwardPlan(NamedTuple):
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
     total: tuple[int, int, int]  # shape of the second product, in parts
+    partial_h: tuple[int, int]  # shapes of what the programs along H and W add up
+    partial_w: tuple[int, int]
     h: Axis
     w: Axis
     reads_x: bool
@@ -141,15 +146,8 @@ def backward_plan(
 ) -> BackwardPlan:
     """The plan for inputs of a shape.
 
-    Args:
-        shape: B, C, H, W.
-        rows: whether dy, x and dx are, as far as they are needed; else they are copied, a chunk at
-            a time.
-        needed: what is computed.
-        transposed: whether the projections along H and W lie so.
-        dtype: of x.
-        precision: of products of float32, "ieee" or "tf32".
-        arch: ten times the compute capability.
+    ``rows`` says whether dy, x and dx are, as far as they are needed; others are copied, a chunk at
+    a time. ``transposed`` says whether the projections along H and W are.
     """
     _, channels, height, width = shape
     columns = matrix_columns(channels)
@@ -174,6 +172,8 @@ def backward_plan(
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),
         total=total,
+        partial_h=h.partial,
+        partial_w=w.partial,
         h=h,
         w=w,
         reads_x=any(needed[1:]),

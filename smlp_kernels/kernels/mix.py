@@ -93,18 +93,13 @@ def mix_plan(
 ) -> MixPlan:
     """The plan for inputs of a shape.
 
-    Args:
-        shape: B, C, H, W.
-        rows: whether x and y are; else they are copied, a chunk at a time.
-        transposed: whether the projections along H and W lie so.
-        dtype: of x.
-        precision: of products of float32, "ieee" or "tf32".
-        arch: ten times the compute capability.
+    ``rows`` says whether x and y are; others are copied, a chunk at a time. ``transposed`` says
+    whether the projections along H and W are.
     """
     _, channels, height, width = shape
     needs = (False, False, True)
-    copies = rows.count(False)
-    images, h, w = split_batch(shape, (needs, needs), (copies, 2), dtype, precision, arch)
+    copies = rows.count(False), 2
+    images, h, w = split_batch(shape, (needs, needs), copies, dtype, precision, arch)
 
     def plans(pixels: int, first: bool) -> tuple[Plan | None, ...]:
         both = both_axes_plan(h, w, pixels, transposed)
