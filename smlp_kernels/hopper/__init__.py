@@ -75,7 +75,7 @@ def launch(call: Call) -> str | None:
     try:
         start(plan.programs, *call.tensors, *plan.integers)
     except Exception as error:
-        return f"{plan.kernel}: {error!r}"
+        return repr(error)
     return None
 
 
@@ -92,7 +92,7 @@ def load(name: str) -> Start | str:
     try:
         loaded[name, device] = load_text(name, device, ptx_of(name))
     except Exception as error:
-        loaded[name, device] = f"{name}: {error!r}"
+        loaded[name, device] = repr(error)
     return loaded[name, device]
 
 
@@ -107,7 +107,7 @@ def load_text(name: str, device: int, text: str) -> Start:
     binary = binary_of(name, text.encode())
     _, function, _, spilled, _ = driver.utils.load_binary(name, binary, BLOCK[2], device)
     if spilled:  # by no assembler known: it is slower, and nobody has looked at it
-        raise RuntimeError(f"{4 * spilled} bytes of registers are spilled")
+        raise RuntimeError(f"{name} spills {4 * spilled} bytes of registers")
 
     def start(programs: int, *arguments: Tensor | int | None) -> None:
         stream = driver.get_current_stream(device)

@@ -100,9 +100,9 @@ def test_any_failure_is_triton_s_with_one_warning_a_reason(
                 assert torch.equal(value, right)
     messages = [record.getMessage() for record in caplog.records]
     assert all(failure in message for message in messages)
-    # forward and gradient are two kernels, whose names are part of the reasons
-    assert len(set(messages)) == len(messages) == 2
-    assert all("smlp_fp16_200" in message for message in messages)
+    assert len(set(messages)) == len(messages)
+    # forward and gradient are two kernels, whose names are part of some reasons
+    assert len(messages) == (2 if "smlp_fp16" in messages[0] else 1)
     assert not driver.launches
 
 
