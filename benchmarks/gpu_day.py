@@ -35,6 +35,7 @@ from smlp.machine import in_words
 RESULTS = "results.json"
 MINUTES = 9.0
 LEAST_SECONDS = 10.0  # with less left than this nothing more is started
+SMALL, SMALL_NARROW = "rehearsal-14", "rehearsal-8x32"
 QUICK = "eager_nchw,eager_nhwc,handwritten,fused"
 
 
@@ -47,7 +48,7 @@ def steps() -> list[Step]:
     _, *others = VARIANTS
     jobs, hopper = "benchmarks.standalone", "benchmarks.hopper"
     return [
-        tests("tests-forward", "not large", FIRST_TESTS),
+        tests("tests-first", "not large", *FIRST_TESTS),
         tests("tests-large", "gpu and large", ALL_TESTS, parallel=False),  # need the memory
         Step("compile", (jobs, "compile-stages"), 150),
         *(block(name, name, QUICK) for name in WIDTHS),
@@ -56,9 +57,12 @@ def steps() -> list[Step]:
         dram("small-56"),
         block("host", "host", "eager_nhwc,handwritten,fused"),
         Step("network", ("benchmarks.network",), 120),
-        tests("tests", "gpu and not large", ALL_TESTS, f"--deselect={FIRST_TESTS}"),
-        *(checker(tool, jobs, "compile", "rehearsal-14") for tool in ("racecheck", "memcheck")),
-        *(checker(tool, hopper, "once") for tool in ("racecheck", "memcheck")),
+        tests("tests", "gpu and not large", ALL_TESTS, *(f"--deselect={t}" for t in FIRST_TESTS)),
+        *(
+            checker(tool, *of)
+            for of in ((jobs, "compile", SMALL), (jobs, "compile", SMALL_NARROW), (hopper, "once"))
+            for tool in ("racecheck", "memcheck")
+        ),
         Step("first-calls", (jobs, "first-calls", "small-14"), 120),
         block("demo", "demo-224", QUICK, "fp32", "nchw"),
         block("others", "others", QUICK, seconds=180),

@@ -27,7 +27,8 @@ Reader = Callable[[str, Path], dict[str, Any]]
 
 JSON = "{json}"  # in a command: the file that it is to write
 GRACE_SECONDS = 15.0  # for a step that is stopped to write down what it has
-FIRST_TESTS = "tests/smlp_kernels/test_mix.py"  # whether the forward is right at all
+# whether the forward is right at all, and a kernel that has not run on a GPU yet
+FIRST_TESTS = ("tests/smlp_kernels/test_mix.py", "tests/smlp_kernels/test_narrow.py")
 ALL_TESTS = "tests"
 WORKERS = "8"  # for tests: most of their time goes into compiling kernels
 DRAM_COUNTERS = ("dram__bytes_read.sum", "dram__bytes_write.sum")

@@ -54,7 +54,7 @@ def path_of(x: torch.Tensor) -> list[str]:
         for axis, size in (("H", height), ("W", width)):
             row = axis_row(size, x.dtype, arch_of(x), forward)
             lines.append(f"{name} along {axis}: {row or 'products of PyTorch'}")
-    if is_narrow(x, arch_of(x)):
+    if is_narrow(x.shape, x.dtype, arch_of(x)):
         lines.append("instead of these, if channels_last: narrow_kernel along H and W")
     return [*lines, f"instead of the forward's, if channels_last: {hopper_path(x)}"]
 

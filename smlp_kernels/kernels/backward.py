@@ -59,11 +59,11 @@ def mix_backward(
     read = as_read(x, weights)
     along_h, along_w, transposed, fuse = read
     rows = is_rows(dy), not any(needed[1:]) or is_rows(x), not needed.x or is_rows(dx)
-    if is_narrow(x, arch) and all(rows) and all(needed):
+    plan = backward_plan(shape, rows, needed, transposed, dtype, input_precision(dtype), arch)
+    if plan.is_narrow:
         narrow_backward(dy, x, read, grads, launch)
         return grads
     dy_is_rows, x_is_rows, dx_is_rows = rows
-    plan = backward_plan(shape, rows, needed, transposed, dtype, input_precision(dtype), arch)
     start, end = plan.branches
     channels = shape[1]
     if not fuse.is_contiguous():
@@ -122,6 +122,7 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
 class BackwardPlan(NamedTuple):
     """All of a backward but the tensors."""
 
+    is_narrow: bool  # the rest then plays no part
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
@@ -168,6 +169,7 @@ def backward_plan(
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
     return BackwardPlan(
+        is_narrow=all(rows) and all(needed) and is_narrow(shape, dtype, arch),
         chunks=chunks,
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),

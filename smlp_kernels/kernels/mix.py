@@ -37,10 +37,10 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     along_h, along_w, transposed, fuse = read
     x_is_rows = is_rows(x)
     y_is_rows = x_is_rows or is_rows(y)
-    if x_is_rows and is_narrow(x, arch):
+    plan = mix_plan(shape, (x_is_rows, y_is_rows), transposed, dtype, input_precision(dtype), arch)
+    if plan.is_narrow:
         narrow_mix(x, y, read, bias, launch)
         return y
-    plan = mix_plan(shape, (x_is_rows, y_is_rows), transposed, dtype, input_precision(dtype), arch)
     channels = shape[1]
     if fuse.is_contiguous():  # one view, not two
         fuse = fuse.as_strided((3 * channels, channels), (1, 3 * channels))
@@ -76,6 +76,7 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
 class MixPlan(NamedTuple):
     """All of a forward but the tensors."""
 
+    is_narrow: bool  # the rest then plays no part
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of [x_h | x_w | x | pad]
     h: Axis
@@ -109,4 +110,5 @@ def mix_plan(
         return None, plan_h, axis_plan(w, pixels, first, transposed[1])
 
     matrix = images * height * width, matrix_columns(channels)
-    return MixPlan(chunks_of(shape, images, plans), matrix, h, w)
+    narrow = all(rows) and is_narrow(shape, dtype, arch)
+    return MixPlan(narrow, chunks_of(shape, images, plans), matrix, h, w)

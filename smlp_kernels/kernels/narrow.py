@@ -161,11 +161,11 @@ SLICE = 32  # of the backward, whose sums take most registers
 REGISTERS = 168  # of a thread: three programs on a multiprocessor
 
 
-def is_narrow(x: Tensor, arch: int) -> bool:
+def is_narrow(shape: torch.Size, dtype: torch.dtype, arch: int) -> bool:
     """Whether ``narrow_kernel`` takes blocks of such images; all tensors have to be ``is_rows``."""
-    _, channels, height, width = x.shape
+    _, channels, height, width = shape
     fits = 32 < channels <= 128 and channels % 8 == 0 and max(height, width) <= ROWS
-    return fits and arch in ARCHS and x.dtype.itemsize == 2 and 0 < x.numel() <= INT32_MAX
+    return fits and arch in ARCHS and dtype.itemsize == 2 and 0 < shape.numel() <= INT32_MAX
 
 
 def narrow_mix(x: Tensor, y: Tensor, read: Read, bias: Tensor | None, launch: Launch) -> None:

@@ -167,6 +167,14 @@ def random_block(seed: int) -> Block:
     )
 
 
+def random_narrow_block(seed: int) -> Block:
+    """A bf16 block of any size that ``narrow_kernel`` takes."""
+    draw = random.Random(seed)
+    size = (draw.randint(1, 3), 8 * draw.randint(5, 16), draw.randint(1, 64), draw.randint(1, 64))
+    absent = tuple(n for n in ("bias_h", "bias_w", "bias_fuse") if draw.random() < 0.2)
+    return Block(90, "bf16", size, wanted=draw.choice([NAMES, NAMES, ("x",), ()]), absent=absent)
+
+
 def groups(random_seeds: range) -> dict[str, list[Task]]:
     """Everything, by groups."""
     from tests.ptx import hopper
@@ -181,7 +189,7 @@ def groups(random_seeds: range) -> dict[str, list[Task]]:
             *blocks(smaller, "bf16", LAYOUTS, [*STAGES[80], *ODD[:8], LONG[0]]),
         ],
         "other types": [b for p in others for b in blocks(ARCHS, p, LAYOUTS, FEW)],
-        "narrow": list(narrow()),
+        "narrow": [*narrow(), *map(random_narrow_block, range(100))],
         "large": list(blocks((80, 90), "bf16", (NHWC,), LARGE)),
         "many tiles": [
             b for p in ("bf16", "tf32") for b in blocks((80, 90), p, LAYOUTS, MANY_TILES)

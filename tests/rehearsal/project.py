@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 # those that do not take the tiles of a kernel apart
-FIRST_TESTS = "tests/smlp_kernels/test_mix.py::test_tf32_values"
+FIRST_TESTS = ("tests/smlp_kernels/test_mix.py::test_tf32_values",)
 GPU_TESTS = "tests/smlp_kernels/test_gpu.py"
 
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from smlp.block import smlp
 from smlp.testing import EPS, NAMES, compare_block
 from smlp_kernels import fused_smlp
-from smlp_kernels.kernels import narrow
+from tests.smlp_kernels.chips import narrow_kernel_here
 from tests.smlp_kernels.oracle import Case, in_layout
 
 CASES = int(os.environ.get("SMLP_FUZZ_CASES", "0"))
@@ -96,9 +95,5 @@ def test_narrow_block(
     case: Case, wanted: tuple[str, ...], absent: set[str], programs: int, seed: int
 ) -> None:
     """What goes to ``narrow_kernel``, on a chip that has it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(narrow, "ARCHS", (0, *narrow.ARCHS))
-        patch.setattr(narrow, "PROGRAMS", programs)
-        narrow.narrow_plans.cache_clear()
+    with narrow_kernel_here(programs):
         check(case, torch.float16, "channels_last", "channels_last", set(wanted), absent, seed)
-    narrow.narrow_plans.cache_clear()

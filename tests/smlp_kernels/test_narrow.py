@@ -8,8 +8,8 @@ from torch import Tensor
 
 from smlp.testing import EPS, NAMES, compare_block, formula, to_float64
 from smlp_kernels import env_report, fused_smlp, launch
-from smlp_kernels.kernels import narrow
-from smlp_kernels.kernels.narrow import is_narrow, narrow_plans
+from smlp_kernels.kernels.narrow import is_narrow
+from tests.smlp_kernels.chips import narrow_kernel_here
 from tests.smlp_kernels.oracle import DEVICE, Case
 
 DTYPE = torch.float16  # the interpreter has no bfloat16
@@ -24,13 +24,9 @@ TWO_LAUNCHES = ["narrow_kernel along H", "narrow_kernel along W"]
 
 
 @pytest.fixture(autouse=True)
-def on_this_chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """0 is the interpreter; a small constant gives every program several tiles."""
-    monkeypatch.setattr(narrow, "ARCHS", (0, *narrow.ARCHS))
-    monkeypatch.setattr(narrow, "PROGRAMS", 12)
-    narrow_plans.cache_clear()
-    yield
-    narrow_plans.cache_clear()
+def on_this_chip() -> Iterator[None]:
+    with narrow_kernel_here(programs=12):  # so few that each has several tiles
+        yield
 
 
 @pytest.fixture
@@ -143,11 +139,8 @@ def test_the_report_names_the_kernel() -> None:
 
 
 def test_what_is_narrow() -> None:
-    def images(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    assert is_narrow(images(128, 96, 56, 56), 90)
-    assert is_narrow(images(1, 40, 64, 1, dtype=torch.bfloat16), 90)
+    assert is_narrow(torch.Size((128, 96, 56, 56)), DTYPE, 90)
+    assert is_narrow(torch.Size((1, 40, 64, 1)), torch.bfloat16, 90)
     for shape in (
         (0, 96, 56, 56),
         (128, 32, 56, 56),
@@ -157,6 +150,6 @@ def test_what_is_narrow() -> None:
         (128, 96, 56, 65),
         (6000, 96, 64, 64),  # offsets of more than 31 bits
     ):
-        assert not is_narrow(images(*shape), 90), shape
-    assert not is_narrow(images(128, 96, 56, 56), 80)
-    assert not is_narrow(images(128, 96, 56, 56, dtype=torch.float32), 90)
+        assert not is_narrow(torch.Size(shape), DTYPE, 90), shape
+    assert not is_narrow(torch.Size((128, 96, 56, 56)), DTYPE, 80)
+    assert not is_narrow(torch.Size((128, 96, 56, 56)), torch.float32, 90)
