@@ -1,7 +1,7 @@
 """``FusedSMLPBlock``, the drop-in."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 from smlp import SMLPBlock
 from smlp.block import check_input
 from smlp_kernels import ops
-from smlp_kernels.functional import autocast_type, dispatch
+from smlp_kernels.functional import autocast_type, check_weight, dispatch
 
 # What torch.compile checks the inputs of a graph with, all in one call of 0.7 us. Without it the
 # slower way, in which each tensor is asked everything in each call, is right everywhere.
 _guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 TensorGuards: Any = getattr(_guards, "TensorGuards", None)
 
+NAMES = [
+    f"{module}.{kind}" for module in ("proj_h", "proj_w", "fuse") for kind in ("weight", "bias")
+]
 KNOWN = 8  # kinds of arguments kept for a size: types, gradients wanted, inference mode
 
 
@@ -67,7 +70,12 @@ def run(
                 break
     if not known:
         check_input(x, weights[4], size)
-        check_weights(x, weights, size)
+        channels, height, width = size
+        fuse = [channels, 3 * channels, 1, 1]
+        shapes = ([height, height], [height], [width, width], [width], fuse, [channels])
+        for name, weight, shape in zip(NAMES, weights, shapes, strict=True):
+            if weight is not None:  # a kernel would read beyond one that is too small
+                check_weight(name, weight, (shape,), x)
         if ops.is_plain((x, *weights)) and autocast_type(x) is None:
             remember(key, tensors)
     return dispatch(x, weights, known)
@@ -89,23 +97,6 @@ def remember(key: tuple[int, ...], tensors: tuple[Any, ...]) -> None:
     with contextlib.suppress(TypeError):  # of a version that takes other arguments
         guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
         alike[key] = (guards.check, *alike.get(key, ())[: KNOWN - 1])
-
-
-def check_weights(x: Tensor, weights: Sequence[Tensor | None], size: tuple[int, int, int]) -> None:
-    """Raise an error where weights are not what a kernel, which would read on, takes them for."""
-    channels, height, width = size
-    fuse_shape = (channels, 3 * channels, 1, 1)
-    shapes = ((height, height), (height,), (width, width), (width,), fuse_shape, (channels,))
-    for index, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
-        if weight is None:
-            continue
-        name = f"{('proj_h', 'proj_w', 'fuse')[index // 2]}.{('weight', 'bias')[index % 2]}"
-        if weight.shape != shape:
-            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(weight.shape)}")
-        if weight.device != x.device:
-            raise ValueError(f"{name}: expected the device of x, {x.device}, got {weight.device}")
-        if weight.dtype != x.dtype and autocast_type(x) is None:
-            raise TypeError(f"{name}: expected the type of x, {x.dtype}, got {weight.dtype}")
 
 
 torch.fx.wrap("run")  # a call in the graph: it looks at values that have to be there

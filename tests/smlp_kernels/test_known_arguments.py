@@ -37,13 +37,13 @@ def x(block: FusedSMLPBlock) -> Tensor:
 def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """What is checked."""
     checked: list[Tensor] = []
-    original = modules.check_weights
+    original = modules.check_input
 
     def check(x: Tensor, *arguments: Any) -> None:
         checked.append(x)
         original(x, *arguments)
 
-    monkeypatch.setattr(modules, "check_weights", check)
+    monkeypatch.setattr(modules, "check_input", check)
     yield checked
 
 
@@ -117,18 +117,24 @@ def test_changed_weights_are_seen(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (replace(lambda w: w[:4, :4]), r"proj_w.weight: expected shape \[5, 5\], got \[4, 4\]"),
-        (replace(lambda w: w[:1]), r"proj_w.weight: expected shape \[5, 5\], got \[1, 5\]"),
+        (
+            replace(lambda w: w[:4, :4]),
+            r"proj_w.weight: expected shape \[5, 5\] for x .*, got \[4, 4\]",
+        ),
+        (
+            replace(lambda w: w[:1]),
+            r"proj_w.weight: expected shape \[5, 5\] for x .*, got \[1, 5\]",
+        ),
         (replace(lambda w: w.float()), r"proj_w.weight: expected the type of x"),
         (replace(lambda w: w.to("meta")), r"proj_w.weight: expected the device of x"),
         (set_data(lambda w: w.float()), r"proj_h.weight: expected the type of x"),
         (
             lambda block: setattr(block.fuse, "bias", nn.Parameter(torch.zeros(5, 5, 5))),
-            r"fuse.bias: expected shape \[5\], got \[5, 5, 5\]",
+            r"fuse.bias: expected shape \[5\] for x .*, got \[5, 5, 5\]",
         ),
         (
             lambda block: setattr(block.proj_h, "bias", nn.Parameter(torch.zeros(1))),
-            r"proj_h.bias: expected shape \[5\], got \[1\]",
+            r"proj_h.bias: expected shape \[5\] for x .*, got \[1\]",
         ),
     ],
 )
