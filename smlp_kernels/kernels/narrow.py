@@ -153,9 +153,8 @@ def narrow_kernel(
             tl.store(bias_grad_ptr, tl.sum(grad_bias, 0), mask=d < CHANNELS)
 
 
-ARCHS: tuple[int, ...] = (
-    90,
-)  # where the traffic of the L2 cache was measured to be what takes the time
+# Where the traffic of the L2 cache was measured to be what takes the time.
+ARCHS: tuple[int, ...] = (90,)
 PROGRAMS = 396  # at most: a constant, so that the order of sums does not depend on the chip
 SLICE = 32  # of the backward, whose sums take most registers
 REGISTERS = 168  # of a thread: three programs on a multiprocessor
@@ -212,7 +211,11 @@ def narrow_plans(
     positions = [max(16, triton.next_power_of_2(size)) for size in (height, width)]
     lines = batch * width, batch * height
     tiles = [cdiv(n, ROWS // p) for n, p in zip(lines, positions, strict=True)]
-    programs = min(cdiv(n, cdiv(n, PROGRAMS // slices)) for n in tiles)  # of equally many tiles
+    # of the forward along W only two fit a multiprocessor; those of the backward share sums
+    most = PROGRAMS // slices, (PROGRAMS if backward else PROGRAMS * 2 // 3) // slices
+    programs = [cdiv(n, cdiv(n, m)) for n, m in zip(tiles, most, strict=True)]  # of equal shares
+    if backward:
+        programs = [min(programs)] * 2
 
     def plan(axis: int) -> Plan:
         constants = {
@@ -228,9 +231,9 @@ def narrow_plans(
             "SLICE": SLICE if backward else depth,
         }
         registers = REGISTERS if backward else None
-        integers = lines[axis], programs
-        return Plan(narrow_kernel, slices * programs, integers, constants, 4, registers)
+        integers = lines[axis], programs[axis]
+        return Plan(narrow_kernel, slices * programs[axis], integers, constants, 4, registers)
 
-    total = programs, channels * (3 * channels + 1)
-    rows = slices * programs
+    total = programs[0], channels * (3 * channels + 1)
+    rows = slices * programs[0]
     return plan(0), plan(1), weight_sums_plan((channels, height, width), total, rows, rows)
