@@ -70,7 +70,7 @@ def test_shipped(case: Case, rows: dict[Case, list[dict[str, Any]]]) -> None:
     for row in rows[case]:
         assert row["shared"] <= LIMIT_KIB[case.arch] * 1024, row
         assert row["tensor_memory"] <= 512, row
-        assert row["loop_spills"] <= (40 if "backward, narrow" in row["kernel"] else 0), row
+        assert row["loop_spills"] <= (48 if "backward, narrow" in row["kernel"] else 0), row
         assert not row["serialized"], row
         assert row["registers"] <= 255, row
         assert row["loop_stores"] >= 0 and row["loop_loads"] >= 0, row
