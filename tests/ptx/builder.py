@@ -85,9 +85,9 @@ class Builder:
         self._widths[name] = width
         self.reg_bytes += {PREDICATE: 64, 8: 256}.get(width, 128)
 
-    def add_param(self, name: str, size: int, align: int) -> None:
+    def add_param(self, name: str, size: int) -> None:
         end = max((at + bytes_ for at, bytes_ in self.params.values()), default=0)
-        self.params[name] = (-(-end // align) * align, size)
+        self.params[name] = (-(-end // size) * size, size)
 
     def parameter(self, name: str) -> int:
         """Its offset."""

@@ -8,7 +8,6 @@ from tests.ptx.encoder import encode
 
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 PARAM = re.compile(r"\.param\s+\.(\w+)\b.*?(\w+),?$")
-STRUCT = re.compile(r"\.param\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\[(\d+)\],?$")
 SHARED = re.compile(r"\.extern\s+\.shared\b.*?(\w+)\[\]")
 THREADS = re.compile(r"\.(?:reqntid|maxntid)\s+(\d+)")
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%\w+)<(\d+)>")
@@ -68,9 +67,7 @@ class _Decoder:
         if match := re.search(r"\.entry\s+(\w+)", line):
             self.entry = match[1]
         elif match := PARAM.match(line):
-            self.builder.add_param(match[2], WIDTHS[match[1]], WIDTHS[match[1]])
-        elif match := STRUCT.match(line):
-            self.builder.add_param(match[2], int(match[3]), int(match[1]))
+            self.builder.add_param(match[2], WIDTHS[match[1]])
         elif match := SHARED.match(line):
             self.builder.shared_symbols.add(match[1])
         elif match := THREADS.match(line):

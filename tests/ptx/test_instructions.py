@@ -2,7 +2,6 @@
 
 import random
 import re
-import struct
 
 import numpy as np
 import pytest
@@ -231,46 +230,42 @@ def test_programs_threads_and_parameters() -> None:
     assert torch.equal(out.long(), want)
 
 
-def test_a_struct_as_parameter() -> None:
-    """Its bytes are those given, but for the addresses of tensors; what follows it is aligned."""
+def test_parameters() -> None:
+    """Each is aligned to its size; one may be read through its address."""
     source, out = torch.arange(32), torch.full((32,), -1)
-    params = "\n.param .u32 snippet_0,\n.param .align 8 .b8 snippet_1[32],\n.param .u16 snippet_2"
+    params = ", ".join(
+        f"\n.param .{kind} snippet_{i}"
+        for i, kind in enumerate(("u16", "u64", "u64", "s32", "u32"))
+    )
     body = """
     ld.param.u64 %rd1, [snippet_1];
     mov.b64 %rd5, snippet_1;
-    ld.param.v2.u32 {%r2, %r3}, [%rd5 + 16];
-    ld.param.s32 %rd6, [%rd5 + 24];
-    ld.param.u64 %rd2, [snippet_1 + 8];
-    ld.param.u32 %r4, [snippet_0];
-    ld.param.u16 %rs1, [snippet_2];
+    ld.param.u64 %rd2, [%rd5 + 8];
+    ld.param.v2.u32 {%r2, %r3}, [snippet_3];
+    ld.param.s32 %rd6, [snippet_3];
+    ld.param.u32 %r4, [snippet_4];
+    ld.param.u16 %rs1, [snippet_0];
     mad.wide.u32 %rd3, %r0, 8, %rd1;
     mad.wide.u32 %rd4, %r0, 8, %rd2;
     ld.global.b64 %rd7, [%rd3];
-    mul.wide.u32 %rd8, %r2, %r3;
-    add.u64 %rd7, %rd7, %rd8;
     add.u64 %rd7, %rd7, %rd6;
     cvt.u64.u16 %rd8, %rs1;
+    add.u64 %rd7, %rd7, %rd8;
+    cvt.u64.u32 %rd8, %r3;
     add.u64 %rd7, %rd7, %rd8;
     cvt.u64.u32 %rd8, %r4;
     add.u64 %rd7, %rd7, %rd8;
     st.global.b64 [%rd4], %rd7;
     """
     text = f"{HEADER.format(params=params, threads=32)}mov.u32 %r0, %tid.x;\n{body}ret;\n}}\n"
-    assert decode(text).params == [(0, 4), (8, 32), (40, 2)]
-    data = struct.pack("<2Q2IiI", source.data_ptr(), out.data_ptr(), 3, 5, -1000000, 0)
-
-    def launched(struct_: tuple[bytes, list[torch.Tensor]]) -> list[str]:
-        arguments = [("u32", 7000), ("struct", struct_), ("i16", 100)]
-        record = launch(text, (1, 1, 1), arguments, warps=1, shared=0, memory=Given(out))
-        return record.violations
-
-    assert launched((data, [source, out])) == []
-    assert torch.equal(out, source + 15 - 1000000 + 7000 + 100)
-    assert "global access out of bounds" in launched((data, [out]))[0]  # an address of nothing
-    with pytest.raises(ValueError, match="each tensor once in the struct"):
-        launched((data, [source, out, torch.zeros(1)]))
-    with pytest.raises(ValueError, match="32 bytes, got 24 of struct"):
-        launched((data[:24], [source, out]))
+    assert decode(text).params == [(0, 2), (8, 8), (16, 8), (24, 4), (28, 4)]
+    arguments = [("i16", 100), ("*i64", source), ("*i64", out), ("i32", -1000000), ("u32", 7000)]
+    record = launch(text, (1, 1, 1), arguments, warps=1, shared=0, memory=Given(out))
+    assert record.violations == []
+    assert torch.equal(out, source - 1000000 + 100 + 2 * 7000)
+    with pytest.raises(ValueError, match="2 bytes, got 8"):
+        wrong = [("i64", 100), *arguments[1:]]
+        launch(text, (1, 1, 1), wrong, warps=1, shared=0, memory=Given(out))
 
 
 def test_loads_and_stores_of_another_width_than_the_register() -> None:
