@@ -24,11 +24,7 @@ from smlp_kernels.launch import INT32_MAX
 from smlp_kernels.weights import Weights
 
 ONCE = (Shape("14x14", 2, 136, 14, 14), Shape("7x7", 2, 72, 7, 7), Shape("28x28", 2, 40, 28, 28))
-TAKEN = [
-    s
-    for s in STAGES
-    if s.height <= (plan.STRIPS_SIZE if s.channels <= plan.STRIPS_CHANNELS else plan.RESIDENT_SIZE)
-]
+TAKEN = [s for s in STAGES if s.height <= plan.largest_size(s.channels)]
 
 
 def hopper_mix(x: Tensor, weights: Weights) -> Tensor:

@@ -42,14 +42,13 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
         sms: of the chip.
     """
     batch, channels, height, width = x.shape
-    largest = STRIPS_SIZE if channels <= STRIPS_CHANNELS else RESIDENT_SIZE
     small, wide = max(height, width) <= 8, channels >= 512
     by_cublas = small and wide and batch * height * width >= CUBLAS_PIXELS
     if (
         x.dtype not in DTYPES
         or not batch
         or channels % 8
-        or max(height, width) > largest
+        or max(height, width) > largest_size(channels)
         or not is_rows(x)
         or (by_cublas and fuse_strides(weights.fuse)[2] == 1)
     ):
@@ -67,6 +66,11 @@ def call_of(x: Tensor, weights: Weights, sms: int) -> Call | None:
             return None
     along = (proj_h, dense(bias_h), proj_w, dense(bias_w))
     return Call(plan, (x, torch.empty_like(x), *along, fuse, dense(bias), bias_map))
+
+
+def largest_size(channels: int) -> int:
+    """The largest H and W that a kernel takes."""
+    return STRIPS_SIZE if channels <= STRIPS_CHANNELS else RESIDENT_SIZE
 
 
 def fuse_strides(fuse: Tensor) -> Strides:

@@ -87,7 +87,8 @@ def narrow_kernel(
     position = r // LINES
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + position, mask=position < SIZE, other=0.0).to(tl.float32)
-        row_sums = tl.sum(fuse.to(tl.float32), 0)
+        if not BACKWARD:
+            row_sums = tl.sum(fuse.to(tl.float32), 0)
     if BACKWARD:
         gram = tl.zeros((POSITIONS, POSITIONS), tl.float32)
         gram_bias = tl.zeros((POSITIONS,), tl.float32)

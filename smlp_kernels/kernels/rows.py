@@ -106,7 +106,7 @@ class Chunk(NamedTuple):
 
     def read(self, x: Tensor, is_rows: bool, launch: Launch) -> Tensor:
         """Its part of [B, C, H, W], as it is or copied so that it ``is_rows``."""
-        images = x if self.is_all else x[self.first : self.end]
+        images = self.images(x)
         if is_rows:
             return images
         rows = torch.empty_like(images, memory_format=torch.channels_last)

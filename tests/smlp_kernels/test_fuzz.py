@@ -55,19 +55,6 @@ def test_block(
     absent: set[str],
     seed: int,
 ) -> None:
-    check(case, dtype, layout, gradient_layout, wanted, absent, seed)
-
-
-def check(
-    case: Case,
-    dtype: torch.dtype,
-    layout: str,
-    gradient_layout: str,
-    wanted: set[str],
-    absent: set[str],
-    seed: int,
-) -> None:
-    """Output and gradients of a block."""
     arguments = case.arguments(dtype, layout, seed)
     for index, name in enumerate(NAMES):
         if name in absent:
@@ -96,4 +83,5 @@ def test_narrow_block(
 ) -> None:
     """What goes to ``narrow_kernel``, on a chip that has it."""
     with narrow_kernel_here(programs):
-        check(case, torch.float16, "channels_last", "channels_last", set(wanted), absent, seed)
+        as_any = test_block.hypothesis.inner_test
+        as_any(case, torch.float16, "channels_last", "channels_last", set(wanted), absent, seed)
