@@ -5,7 +5,7 @@ import re
 import struct
 from dataclasses import dataclass
 
-from tests.ptx.library import op_codes
+from tests.ptx.compiled import op_codes
 
 LANES = 32
 SHARED_BASE = 1024  # as in machine.h: address of the first byte of shared memory

@@ -10,9 +10,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
 from triton.backends.nvidia.compiler import CUDABackend
 
+from tests.ptx.compiled import BUILD
 from tests.ptx.decoder import decode
 from tests.ptx.launch import Argument, Record, launch
-from tests.ptx.library import BUILD
 from tests.ptx.memory import WatchedMemory
 
 KIB = 1024

@@ -22,7 +22,7 @@ import torch
 import triton
 
 from benchmarks.environment import commit
-from tests.ptx import cases, library
+from tests.ptx import cases, compiled
 from tests.ptx.blocks import Outcome
 from tests.ptx.cases import Task
 
@@ -77,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", metavar="I/N", default="1/1", help="every Nth run, from the Ith")
     parser.add_argument("--log", type=Path)
     options = parser.parse_args(arguments)
-    if reason := library.missing():
+    if reason := compiled.missing():
         print(f"nothing can be executed: {reason}", file=sys.stderr)
         return 2
-    library.library()  # once, before processes want it
+    compiled.executor()  # once, before processes want it
 
     if options.selection or options.quick:
         tasks = cases.selection() if options.selection else cases.quick_selection()

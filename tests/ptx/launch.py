@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from tests.ptx.builder import Program
+from tests.ptx.compiled import executor
 from tests.ptx.decoder import decode
-from tests.ptx.library import library
 
 GRAIN = 2  # as in machine.h
 MAX_NOTES = 64
@@ -161,7 +161,7 @@ def launch(
         (ctypes.c_int32 * 3)(*grid), len(buffers), int(early_copies), seed,
         ctypes.addressof(array), ctypes.addressof(violations),
     )  # fmt: skip
-    library().run(ctypes.byref(given))
+    executor().run(ctypes.byref(given))
     return Record(program.name, grid[0] * grid[1] * grid[2], described(violations, program))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smlp.testing import NAMES, formula, relative_error, to_float64
-from tests.ptx import library
+from tests.ptx import compiled
 from tests.ptx.blocks import Block, placed, tf32_formula
 from tests.ptx.cases import ARCHS, groups, random_block
 from tests.ptx.chip import Chip, flat
@@ -12,7 +12,7 @@ from tests.ptx.kernels import blocks_on, replaced
 from tests.ptx.mutants import MUTATIONS, mutants, run_mutation
 from tests.smlp_kernels.oracle import Case
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 
 def step(function, arguments: list[torch.Tensor]) -> list[torch.Tensor]:

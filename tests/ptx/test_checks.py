@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tests.ptx import library
+from tests.ptx import compiled
 from tests.ptx.launch import VIOLATIONS
 from tests.ptx.snippets import kinds, run
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 # addresses: %rd10 of the lane's element in tensor 0, %rd11 in tensor 1, %r20 in shared memory
 PLACES = """

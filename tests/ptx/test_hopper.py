@@ -17,11 +17,11 @@ from smlp_kernels.hopper import plan as hopper_plan
 from smlp_kernels.hopper.plan import call_of
 from smlp_kernels.launch import Call
 from smlp_kernels.weights import Weights
-from tests.ptx import hopper, library
+from tests.ptx import compiled, hopper
 from tests.ptx.blocks import PRECISIONS, Block, misplaced_nan
 from tests.ptx.chip import Chip
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 SIZE = (2, 7, 14, 72)  # B, H, W, C
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ptx import library
+from tests.ptx import compiled
 from tests.ptx.builder import PtxError
 from tests.ptx.decoder import decode
 from tests.ptx.launch import launch
 from tests.ptx.meaning import bits_of, encoded, meaning, signed
 from tests.ptx.snippets import HEADER, Given, lanes, run
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 # Instructions whose tests are below or in the other files: those that name no type or have effects.
 ELSEWHERE = {
@@ -26,7 +26,7 @@ ELSEWHERE = {
     "pack32", "unpack32", "selp.b32", "selp.b64", "and.pred", "or.pred", "xor.pred", "not.pred",
     "mov.pred", "bfi.b32", "shfl.sync.idx.b32", "shfl.sync.bfly.b32",
 }  # fmt: skip
-NAMES = sorted(set(library.op_codes()) - ELSEWHERE) if library.missing() is None else []
+NAMES = sorted(set(compiled.op_codes()) - ELSEWHERE) if compiled.missing() is None else []
 EDGES = (0, 1, 2, 15, 16, 31, 32, 33, 63, 64, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ptx import full, library
+from tests.ptx import compiled, full
 from tests.ptx.blocks import PRECISIONS, Outcome
 from tests.ptx.cases import STAGES, Task, quick_selection, selection, shipped
 from tests.ptx.kernels import has_tile
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 TASKS = selection()
 QUICK = {task.name for task in quick_selection()}
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_without_a_compiler_the_reason_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "no gcc" in str(library.missing())
+    assert "no gcc" in str(compiled.missing())
     assert full.main(["--quick"]) == 2
     assert "nothing can be executed: no gcc" in capsys.readouterr().err
 

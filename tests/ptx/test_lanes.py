@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.ptx import library
+from tests.ptx import compiled
 from tests.ptx.snippets import kinds, lanes, run
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 LANE = torch.arange(32)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ptx import library
+from tests.ptx import compiled
 from tests.ptx.snippets import kinds, run
 
-pytestmark = pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32, "f64": torch.float64}
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from smlp import SparseMLP
@@ -35,9 +35,9 @@ def test_opcheck_of_odd_inputs(kind: str) -> None:
     x, *weights = CASE.arguments(torch.float64, "contiguous")
     x = ODD_INPUTS[kind](x).requires_grad_()
     weights = [w.requires_grad_() for w in weights]
-    torch.library.opcheck(ops.mix, (x, *weights))
+    library.opcheck(ops.mix, (x, *weights))
     dy = torch.randn(2, 2, 3, 4, dtype=torch.float64, device=DEVICE)[: len(x)].requires_grad_()
-    torch.library.opcheck(ops.mix_backward, (dy, x, *weights[:5], True, True, True, True))
+    library.opcheck(ops.mix_backward, (dy, x, *weights[:5], True, True, True, True))
 
 
 @pytest.mark.parametrize("x", [torch.float16, torch.float32], ids=str)
@@ -48,8 +48,8 @@ def test_opcheck_of_mixed_types(x: torch.dtype) -> None:
     weights = CASE.arguments(other)[1:]
     dy = CASE.arguments(x, seed=1)[0]
     # aot_dispatch compares values with tolerances of the type of each
-    torch.library.opcheck(ops.mix, (inputs, *weights))
-    torch.library.opcheck(ops.mix_backward, (dy, inputs, *weights[:5], True, True, False, True))
+    library.opcheck(ops.mix, (inputs, *weights))
+    library.opcheck(ops.mix_backward, (dy, inputs, *weights[:5], True, True, False, True))
 
 
 def test_training_compiles_once_for_all_batch_sizes() -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smlp import SMLPBlock, SparseMLP
@@ -25,7 +25,7 @@ def test_opcheck_mix(transposed: bool, layout: str) -> None:
     values: list[Tensor | None] = list(inputs(layout=layout))
     if transposed:
         values[1:] = Weights(*(v.detach() for v in values[1:])).transposed()
-    torch.library.opcheck(ops.mix, values)
+    library.opcheck(ops.mix, values)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_opcheck_mix(transposed: bool, layout: str) -> None:
 def test_opcheck_mix_backward(needed: tuple[bool, bool, bool, bool]) -> None:
     values = inputs()
     dy = torch.randn_like(values[0]).requires_grad_()
-    torch.library.opcheck(ops.mix_backward, (dy, *values[:6], *needed))
+    library.opcheck(ops.mix_backward, (dy, *values[:6], *needed))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

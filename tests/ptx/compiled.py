@@ -26,7 +26,7 @@ def missing() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def executor() -> ctypes.CDLL:
     """The executor, compiled once for each state of its files."""
     digest = hashlib.sha256(platform.node().encode())  # -march=native
     for path in sorted(SOURCES.iterdir()):
@@ -47,6 +47,6 @@ def library() -> ctypes.CDLL:
 def op_codes() -> dict[str, int]:
     """Number of every instruction, by the names in instructions.h."""
     names = []
-    while (name := library().op_name(len(names))) is not None:
+    while (name := executor().op_name(len(names))) is not None:
         names.append(name.decode())
     return {name: number for number, name in enumerate(names)}
