@@ -47,7 +47,7 @@ def wgmma(n: int) -> str:
   : {sums} : "l"(a), "l"(b), "r"(1), "n"(A_TRANSPOSED))
 template <class T, int A_TRANSPOSED>
 DEVICE void wgmma(float (&d)[{count}], uint64_t a, uint64_t b) {{
-  if constexpr (IS_BF16<T>) WGMMA_{n}("bf16"); else WGMMA_{n}("f16");
+  if constexpr (__is_same(T, bf16)) WGMMA_{n}("bf16"); else WGMMA_{n}("f16");
 }}
 """
 
@@ -70,7 +70,7 @@ def mma(
   : {sums} : {given}{"" if add else ', "f"(bias0), "f"(bias1)'})
 template <class T>
 DEVICE void {name}(float (&d)[4], {taken}{"" if add else ", float bias0, float bias1"}) {{
-  if constexpr (IS_BF16<T>) {macro}("bf16"); else {macro}("f16");
+  if constexpr (__is_same(T, bf16)) {macro}("bf16"); else {macro}("f16");
 }}
 """
 
@@ -97,9 +97,13 @@ def compile_ptx(source: Path) -> str:
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
-def shipped_ptx() -> str:
-    """PTX text of the kernels as it ships."""
-    return lzma.decompress(SHIPPED.read_bytes()).decode()
+def shipped_ptx(kernel: str | None = None) -> str:
+    """PTX text as it ships: of all kernels, or of one alone."""
+    text = lzma.decompress(SHIPPED.read_bytes()).decode()
+    if kernel is None:
+        return text
+    head, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", text)
+    return head + next(one for one in kernels if one.startswith(f".visible .entry {kernel}("))
 
 
 def main() -> None:

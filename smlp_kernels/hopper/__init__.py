@@ -6,11 +6,10 @@ It ships as PTX text, and is loaded and launched by Triton's driver, as Triton's
 import functools
 import hashlib
 import logging
-import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton
@@ -24,15 +23,13 @@ from smlp_kernels.launch import Call, on_device_of
 from smlp_kernels.weights import Weights
 
 ARCH = 90  # no other: wgmma exists only there
-TEXT = Path(__file__).with_name("kernels.ptx.xz")
+TEXT = Path(__file__).with_name("kernels.ptx.xz")  # of all kernels
 OPTIONS = ("-arch=sm_90a", "-O3")  # of ptxas
 BLOCK = (WARPS, 1, 227 << 10)  # as Triton packs it: blocks of a cluster; bytes, MAX_SHARED
+SIGNATURE = dict(enumerate(("*i8",) * 9 + ("i32",) * 17))  # KERNEL in kernels.cu
 
 logger = logging.getLogger(__name__)
-logger.addHandler(logging.NullHandler())
-
-Start = Callable[..., None]  # is given the programs and the kernel's arguments
-loaded: dict[tuple[str, int], Start | str] = {}  # by kernel and device; a reason why there is none
+warn_once = functools.cache(logger.warning)
 
 
 def mix(x: Tensor, weights: Weights) -> Tensor | None:
@@ -46,7 +43,7 @@ def mix(x: Tensor, weights: Weights) -> Tensor | None:
     if call is None:
         return None
     if reason := launch(call):
-        warn_once(reason)
+        warn_once("the Hopper kernel is not used: %s", reason)
         return None
     return call.tensors[1]
 
@@ -59,88 +56,68 @@ def path_of(x: Tensor, weights: Weights, device_of: Tensor) -> str:
     call = call_of(x, weights, multiprocessors(device_of.device.index))
     if call is None:
         return "no Hopper kernel for this size and type"
+    name = call.plan.kernel
     with on_device_of(device_of):
-        kernel = load(call.plan.kernel)
-    return (
-        f"no Hopper kernel: {kernel}" if isinstance(kernel, str) else f"{call.plan.kernel}, loaded"
-    )
+        loaded = load(name, triton.runtime.driver.active.get_current_device())
+    return f"no Hopper kernel: {loaded}" if isinstance(loaded, str) else f"{name}, loaded"
 
 
 def launch(call: Call) -> str | None:
     """Run a kernel, which the plan names, on the current device, or say why it does not run."""
-    plan = call.plan
-    start = load(plan.kernel)
-    if isinstance(start, str):
-        return start
+    plan, tensors = call
+    driver = triton.runtime.driver.active
+    device = driver.get_current_device()
     try:
-        start(plan.programs, *call.tensors, *plan.integers)
+        loaded = load(plan.kernel, device)
+        if isinstance(loaded, str):
+            return loaded
+        run, function = loaded
+        grid, stream = (plan.programs, 1, 1), driver.get_current_stream(device)
+        run(*grid, stream, function, BLOCK, None, None, None, *tensors, *plan.integers)
     except Exception as error:
         return repr(error)
     return None
 
 
-def load(name: str) -> Start | str:
-    """A kernel on the current device; one that was refused stays so, for the same reason."""
-    device = triton.runtime.driver.active.get_current_device()
-    if kernel := loaded.get((name, device)):
-        return kernel
+@functools.cache
+def load(name: str, device: int) -> tuple[Any, int] | str:
+    """Triton's launcher and a kernel for it; or why the kernel is refused, which it stays.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, during which nothing can be loaded.
+    """
     if torch.cuda.is_current_stream_capturing():
-        return (
+        raise RuntimeError(
             f"{name} was not loaded before a CUDA graph was captured: call the block once, or "
             "smlp_kernels.warmup, before the capture"
         )
+    scratch = {f"{of}_scratch_{n}": 0 for of in ("global", "profile") for n in ("size", "align")}
     try:
-        loaded[name, device] = load_text(name, device, ptx_of(name))
+        metadata = SimpleNamespace(**vars(CUDAOptions()), **scratch)
+        driver = triton.runtime.driver.active
+        run = driver.launcher_cls(SimpleNamespace(signature=SIGNATURE), metadata)
+        binary = binary_of(name)
+        _, function, _, spilled, _ = driver.utils.load_binary(name, binary, BLOCK[2], device)
     except Exception as error:
-        loaded[name, device] = repr(error)
-    return loaded[name, device]
-
-
-def load_text(name: str, device: int, text: str) -> Start:
-    """What :func:`load` keeps, of a text with one kernel; any error if that fails."""
-    driver = triton.runtime.driver.active
-    types = ["*i8" if bits == "64" else "i32" for bits in re.findall(r"\.param \.u(\d+)", text)]
-    scratch = dict.fromkeys(("global_scratch_size", "profile_scratch_size"), 0)
-    unused = dict.fromkeys(("global_scratch_align", "profile_scratch_align"), 1)
-    metadata = SimpleNamespace(**vars(CUDAOptions()), **scratch, **unused)
-    run = driver.launcher_cls(SimpleNamespace(signature=dict(enumerate(types))), metadata)
-    binary = binary_of(name, text.encode())
-    _, function, _, spilled, _ = driver.utils.load_binary(name, binary, BLOCK[2], device)
+        return repr(error)
     if spilled:  # by no assembler known: it is slower, and nobody has looked at it
-        raise RuntimeError(f"{name} spills {4 * spilled} bytes of registers")
-
-    def start(programs: int, *arguments: Tensor | int | None) -> None:
-        stream = driver.get_current_stream(device)
-        run(programs, 1, 1, stream, function, BLOCK, None, None, None, *arguments)
-
-    return start
+        return f"{name} spills {4 * spilled} bytes of registers"
+    return run, function
 
 
-def ptx_of(kernel: str) -> str:
-    """PTX text of one kernel."""
+def binary_of(kernel: str) -> bytes:
+    """Machine code by Triton's ptxas, kept in Triton's cache."""
     import lzma  # some Pythons are built without it
 
-    text = lzma.decompress(TEXT.read_bytes()).decode()
-    head, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", text)
-    return head + next(text for text in kernels if text.startswith(f".visible .entry {kernel}("))
-
-
-def binary_of(kernel: str, text: bytes) -> bytes:
-    """Machine code by Triton's ptxas, kept in Triton's cache.
-
-    Without one that works, the text, which the driver assembles itself.
-    """
-    try:
-        ptxas = knobs.nvidia.ptxas
-        version = f"{ptxas.path} {ptxas.version}".encode()
-        cache = get_cache_manager(hashlib.sha256(text + version).hexdigest())
-        if path := cache.get_file(f"{kernel}.cubin"):
-            return Path(path).read_bytes()
-        command = [ptxas.path, *OPTIONS, "/dev/stdin", "-o", "/dev/stdout"]
-        binary = subprocess.run(command, input=text, check=True, capture_output=True).stdout
-        cache.put(binary, f"{kernel}.cubin")
-    except (OSError, RuntimeError, subprocess.CalledProcessError):
-        return text + b"\0"
+    ptxas, packed = knobs.nvidia.ptxas, TEXT.read_bytes()
+    version = f"{ptxas.path} {ptxas.version}".encode()
+    cache = get_cache_manager(hashlib.sha256(packed + version).hexdigest())
+    if path := cache.get_file(f"{kernel}.cubin"):
+        return Path(path).read_bytes()
+    command = [ptxas.path, *OPTIONS, "-e", kernel, "/dev/stdin", "-o", "/dev/stdout"]
+    text = lzma.decompress(packed)
+    binary = subprocess.check_output(command, input=text, stderr=subprocess.PIPE)
+    cache.put(binary, f"{kernel}.cubin")
     return binary
 
 
@@ -148,9 +125,3 @@ def binary_of(kernel: str, text: bytes) -> bytes:
 def multiprocessors(device: int) -> int:
     """SMs of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.cache
-def warn_once(reason: str) -> None:
-    """Say why Triton's kernels run instead."""
-    logger.warning("the Hopper kernel is not used: %s", reason)

@@ -68,10 +68,7 @@ DEVICE void store(const Params<T>& p, uint32_t stage, float (&acc)[S::N / 2], in
   const int places = p.height * p.width, first_place = lines.own * p.width, count = lines.own_count * p.width;
   T* const y = p.y + (lines.first + lines.own) * p.width * p.channels;
   float bias[2];
-  for (int i = 0; i < 2; ++i) {
-    const int c = channel + (lane >> 2) + 8 * i;
-    bias[i] = p.bias && c < p.channels ? to_float(p.bias[c]) : 0.f;
-  }
+  for (int i = 0; i < 2; ++i) bias[i] = bias_of(p.bias, channel + (lane >> 2) + 8 * i, p.channels);
   const int matrix_row = (lane & 7) + 8 * (lane >> 4), px = lane >> 1, mine = channel + (lane & 1) * 8;
   const uint32_t as_row = stage + swizzled<32>(px, lane & 1);
   const uint32_t as_matrix = stage + swizzled<32>(matrix_row, (lane >> 3) & 1);
@@ -89,9 +86,8 @@ DEVICE void store(const Params<T>& p, uint32_t stage, float (&acc)[S::N / 2], in
       __syncwarp();
     }
     for (int i = 0; i < 4; ++i) {          // 8 pixels x 8 channels each
-      const int j = 2 * n + 2 * i < S::N * 2 ? n / 2 + (i >> 1) * 4 + (i & 1) * 2 : 0;
-      const float c0 = acc[j] + bias[i & 1] + low<T>(b[i]), c1 = acc[j + 1] + bias[i & 1] + high<T>(b[i]);
-      out[i] = n + (i >> 1) * 8 < S::N ? pack<T>(c0, c1) : 0;
+      const int at = n + (i >> 1) * 8, j = at / 2 + (i & 1) * 2;
+      out[i] = at < S::N ? pack<T>(acc[j] + bias[i & 1] + low<T>(b[i]), acc[j + 1] + bias[i & 1] + high<T>(b[i])) : 0;
     }
     stmatrix_x4_trans(as_matrix, out);
     __syncwarp();

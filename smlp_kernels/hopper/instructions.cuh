@@ -6,16 +6,17 @@
 
 struct bf16 { unsigned short bits; };
 struct fp16 { unsigned short bits; };
-template <class T> constexpr bool IS_BF16 = false;
-template <> constexpr bool IS_BF16<bf16> = true;
 
 DEVICE float to_float(bf16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
 DEVICE float to_float(fp16 v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v.bits)); return r; }
 template <class T> DEVICE float low(uint32_t v) { return to_float(T{(unsigned short)v}); }
 template <class T> DEVICE float high(uint32_t v) { return to_float(T{(unsigned short)(v >> 16)}); }
+template <class T> DEVICE float bias_of(const T* biases, int i, int count) {
+  return biases && i < count ? to_float(biases[i]) : 0.f;
+}
 template <class T> DEVICE uint32_t pack(float a, float b) {
   uint32_t r;
-  if constexpr (IS_BF16<T>) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  if constexpr (__is_same(T, bf16)) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
   else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
   return r;
 }

@@ -14,18 +14,15 @@ struct Weights {
       for (int i = 0; i < COUNT; ++i) {
         float v[2];
         for (int e = 0; e < 2; ++e) {
-          const int out = first + j * 8 + (lane >> 2), in = i * 8 + (lane & 3) * 2 + e, at = first + j * 8 + in;
+          const int out = first + j * 8 + (lane >> 2), in = i * 8 + (lane & 3) * 2 + e;
           const bool there = out < axis.size && in < axis.size;
           v[e] = there ? to_float(axis.proj[out * axis.stride_out + in * axis.stride_in]) : 0.f;
-          if (i == 0) bias[j][e] = axis.bias && at < axis.size ? to_float(axis.bias[at]) : 0.f;
+          if (i == 0) bias[j][e] = bias_of(axis.bias, first + j * 8 + in, axis.size);
         }
         proj[j][i] = pack<T>(v[0], v[1]);
       }
   }
-  // 8 outputs of 16 channels, from 8 positions or from all of a line's
-  DEVICE void mix_8(float (&c)[4], uint32_t a0, uint32_t a1) const {
-    mma_k8<T>(c, a0, a1, proj[0][0], bias[0][0], bias[0][1]);
-  }
+  // 8 outputs of 16 channels, from all of a line's positions
   DEVICE void mix(float (&c)[4], const uint32_t (&a)[COUNT / 2][4], int j) const {
     mma_k16<T>(c, a[0], proj[j][0], proj[j][1], bias[j][0], bias[j][1]);
     for (int i = 1; i < COUNT / 2; ++i) mma_k16_add<T>(c, a[i], proj[j][2 * i], proj[j][2 * i + 1]);
@@ -85,7 +82,8 @@ struct Mixer {
       for (int k = 0; k < PIECES; ++k) ldmatrix_x4_trans(a[k], x + (here[k] = at[i * PIECES + k]));
       for (int k = 0; k < PIECES; ++k) {
         for (int e = 0; e < 2; ++e) {
-          if (pairs) weights.mix_8(c, a[0][2 * e], a[0][2 * e + 1]);
+          const auto& [proj, bias] = weights;
+          if (pairs) mma_k8<T>(c, a[0][2 * e], a[0][2 * e + 1], proj[0][0], bias[0][0], bias[0][1]);
           else weights.mix(c, a, 2 * k + e);
           out[2 * e] = pack<T>(c[0], c[1]);
           out[2 * e + 1] = pack<T>(c[2], c[3]);

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,11 +124,9 @@ def resident_choices(shape: torch.Size, sms: int) -> Iterator[tuple[float, int, 
             if max(cdiv(count, 2) if size <= 8 else count for size, count in axes) > lines:
                 break
             for passes in {cdiv(tiles, most) for most in range(1, PASS_TILES + 1)}:  # tiles of each
-                ends = [i * tiles // passes for i in range(passes + 1)]  # as first_tile
-                costs = [
-                    steps * STEP_COST[end - first] * pixels / 200 + PASS_COST
-                    for first, end in pairwise(ends)
-                ]
+                # as first_tile
+                numbers = [(i + 1) * tiles // passes - i * tiles // passes for i in range(passes)]
+                costs = [steps * STEP_COST[n] * pixels / 200 + PASS_COST for n in numbers]
                 for blocks in range(1, passes + 1):
                     rounds = cdiv(cdiv(batch, images) * blocks, sms)
                     longest = max(sum(costs[i::blocks]) for i in range(blocks))

@@ -3,6 +3,7 @@
 What is executed are tests of ``test_kernels.py``.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from smlp_kernels.weights import Weights
 from tests.ptx import compiled, hopper
 from tests.ptx.blocks import PRECISIONS, Block, misplaced_nan
 from tests.ptx.chip import Chip
+from tools.hopper_ptx import shipped_ptx
 
 pytestmark = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
 
@@ -29,8 +31,9 @@ SIZE = (2, 7, 14, 72)  # B, H, W, C
 @pytest.fixture
 def chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chip]:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(smlp_kernels.hopper, "binary_of", lambda kernel, text: text)
-    monkeypatch.setattr(smlp_kernels.hopper, "loaded", {})
+    monkeypatch.setattr(smlp_kernels.hopper, "binary_of", lambda name: shipped_ptx(name).encode())
+    load = functools.cache(smlp_kernels.hopper.load.__wrapped__)
+    monkeypatch.setattr(smlp_kernels.hopper, "load", load)
     chip = Chip(90)
     with chip.active():
         yield chip
@@ -75,7 +78,7 @@ def test_shared_memory_is_what_the_chip_has(
     monkeypatch.setattr(smlp_kernels.hopper, "BLOCK", (12, 1, 227 * 1024 + 1))
     assert "at most 232448 bytes, got 232449" in str(launch(call))
     monkeypatch.setattr(smlp_kernels.hopper, "BLOCK", (12, 1, 100_000))
-    smlp_kernels.hopper.loaded.clear()
+    smlp_kernels.hopper.load.cache_clear()
     assert launch(call) is None
     assert any("shared access out of bounds" in text for text in chip.records[-1].violations)
 

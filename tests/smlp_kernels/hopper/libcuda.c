@@ -48,7 +48,7 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   START;
   loads++;
   *module = (CUmodule)(100 + current);
-  return memcmp(image, "\177ELF", 4) && memcmp(image, ".version", 8) ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
+  return memcmp(image, "\177ELF", 4) ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
 }
 CUresult cuModuleGetFunction(CUfunction *found, CUmodule module, const char *name) {
   START;

@@ -1,5 +1,6 @@
 """A driver in the place of Triton's, as the Hopper kernels call it, and their inputs."""
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +33,8 @@ class Driver:
         self.utils = SimpleNamespace(load_binary=self.load_binary)
         active = SimpleNamespace(runtime=SimpleNamespace(driver=SimpleNamespace(active=self)))
         monkeypatch.setattr(hopper, "triton", active)
-        monkeypatch.setattr(hopper, "loaded", {})
-        monkeypatch.setattr(hopper, "binary_of", lambda name, text: b"\x7fELF")
+        monkeypatch.setattr(hopper, "load", functools.cache(hopper.load.__wrapped__))
+        monkeypatch.setattr(hopper, "binary_of", lambda kernel: b"\x7fELF")
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def get_current_device(self) -> int:

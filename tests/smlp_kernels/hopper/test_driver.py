@@ -16,10 +16,11 @@ import triton
 from triton.backends.nvidia import driver as nvidia
 
 from smlp_kernels import hopper
-from smlp_kernels.hopper import binary_of, ptx_of
+from smlp_kernels.hopper import binary_of
 from smlp_kernels.hopper.plan import call_of
 from smlp_kernels.launch import Call
 from tests.smlp_kernels.hopper.stub import Driver, block
+from tools.hopper_ptx import shipped_ptx
 
 
 @pytest.fixture
@@ -123,10 +124,10 @@ driver = CudaDriver()
 driver.get_current_device, driver.get_current_stream = lambda: 1, lambda device: 0x123456789A
 triton.runtime.driver.set_active(driver)
 torch.cuda.is_current_stream_capturing = lambda: False
-hopper.binary_of = lambda name, text: text + b"\\0"
+hopper.binary_of = lambda kernel: b"\\x7fELF"
 
 def launched(failing="", local_bytes=0):
-    hopper.loaded.clear()
+    hopper.load.cache_clear()
     value("current", ctypes.c_size_t).value = 0
     for name in ("loads", "launches"):
         value(name).value = 0
@@ -202,7 +203,7 @@ def test_spilled_registers_in_the_cuda_driver(found: dict[str, Any]) -> None:
 
 
 class TestBinary:
-    """Machine code, kept in Triton's cache; the text where there is no assembler that works."""
+    """Machine code, kept in Triton's cache."""
 
     KERNEL = "smlp_bf16_200"
 
@@ -210,10 +211,6 @@ class TestBinary:
     def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
         return tmp_path / "cache"
-
-    @pytest.fixture
-    def text(self) -> bytes:
-        return ptx_of(self.KERNEL).encode()
 
     @pytest.fixture
     def assembled(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -228,39 +225,43 @@ class TestBinary:
         monkeypatch.setattr(subprocess, "run", note)
         return noted
 
-    def test_is_assembled_once(self, text: bytes, assembled: list[list[str]], cache: Path) -> None:
-        binary = binary_of(self.KERNEL, text)
-        assert binary[:4] == b"\x7fELF" and self.KERNEL.encode() in binary
-        assert binary_of(self.KERNEL, text) == binary
+    def test_is_assembled_once(self, assembled: list[list[str]], cache: Path) -> None:
+        binary = binary_of(self.KERNEL)
+        assert binary[:4] == b"\x7fELF"
+        assert binary_of(self.KERNEL) == binary
         assert len(assembled) == 1
         assert [path.read_bytes() for path in cache.rglob("*.cubin")] == [binary]
 
+    def test_is_that_of_the_text_which_is_executed(self, tmp_path: Path) -> None:
+        """Of all kernels the one that is wanted, as without the others: tests/ptx runs that."""
+        (tmp_path / "one.ptx").write_text(shipped_ptx(self.KERNEL))
+        command = [triton.knobs.nvidia.ptxas.path, *hopper.OPTIONS, "one.ptx", "-o", "one.cubin"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        assert binary_of(self.KERNEL) == (tmp_path / "one.cubin").read_bytes()
+        assert binary_of(self.KERNEL + "_t") != binary_of(self.KERNEL)
+
     def test_by_another_assembler_is_another(
-        self, text: bytes, assembled: list[list[str]], monkeypatch: pytest.MonkeyPatch
+        self, assembled: list[list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = triton.knobs.nvidia.ptxas.path
         for version in ("12.8", "13.0"):
             use_assembler(monkeypatch, SimpleNamespace(path=path, version=version))
-            binary_of(self.KERNEL, text)
+            binary_of(self.KERNEL)
         assert len(assembled) == 2
 
     @pytest.mark.parametrize("assembler", ["missing", "too old", "no program"])
-    def test_is_the_text(
-        self, assembler: str, text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_without_an_assembler_that_works_there_is_no_kernel(
+        self, assembler: str, tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tool = tmp_path / "ptxas"
         tool.write_text("#!/bin/sh\nexit 255\n")
         tool.chmod(0o755 if assembler == "too old" else 0o644)
         stand_in = SimpleNamespace(path=str(tool), version="11.0")
         use_assembler(monkeypatch, None if assembler == "missing" else stand_in)
-        assert binary_of(self.KERNEL, text) == text + b"\0"
-        assert text.startswith(b".version 8.0") and text.count(b".visible .entry") == 1
-
-    def test_is_the_text_where_nothing_can_be_kept(
-        self, text: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TRITON_CACHE_DIR", "/dev/null/cache")
-        assert binary_of(self.KERNEL, text) == text + b"\0"
+        monkeypatch.setattr(hopper, "binary_of", binary_of)
+        reasons = {"missing": "Cannot find ptxas", "too old": "Error(255", "no program": "denied"}
+        assert reasons[assembler] in str(hopper.load(self.KERNEL, 0))
+        assert not driver.loads
 
 
 def use_assembler(monkeypatch: pytest.MonkeyPatch, tool: SimpleNamespace | None) -> None:

@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from smlp_kernels import FusedSMLPBlock, env_report, fused_smlp, hopper, launch, ops, warmup
+from smlp_kernels.hopper import binary_of
 from tests.conftest import HAS_GPU
 from tests.rehearsal import driver as rehearsal
 from tests.smlp_kernels.hopper.stub import Driver, block
@@ -61,13 +62,16 @@ def test_what_the_plan_declines_is_triton_s_without_a_word(
         assert torch.equal(value, expected)
 
 
+FAILURES_OF_BINARIES = (
+    "import of _lzma halted",  # a Python without it
+    "No such file",
+)
 FAILURES = (
     "no kernel image",
     "invalid argument",
     "bytes of registers",
     "before a CUDA graph",
-    "import of _lzma halted",  # a Python without it
-    "No such file",
+    *FAILURES_OF_BINARIES,
     "has no attribute 'load_binary'",  # a Triton whose driver is another one
 )
 
@@ -87,6 +91,8 @@ def test_any_failure_is_triton_s_with_one_warning_a_reason(
     driver.spilled = 2 * (failure == "bytes of registers")
     if failure == "before a CUDA graph":
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    if failure in FAILURES_OF_BINARIES:
+        monkeypatch.setattr(hopper, "binary_of", binary_of)
     if "_lzma" in failure:
         monkeypatch.setitem(sys.modules, "_lzma", None)
         monkeypatch.delitem(sys.modules, "lzma")
