@@ -81,7 +81,7 @@ def launch(call: Call) -> str | None:
 
 @functools.cache
 def load(name: str, device: int) -> tuple[Any, int] | str:
-    """Triton's launcher and a kernel for it; or why the kernel is refused, which it stays.
+    """Triton's launcher and a kernel for it, or why the kernel is refused: it stays so.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, during which nothing can be loaded.
