@@ -20,13 +20,6 @@ DIRECT = not INTERPRETED and triton.__version__.rsplit(".", 1)[0] in ("3.6", "3.
 
 Strides = tuple[int, ...]
 
-TRITON_TYPES = {
-    "torch.float16": "fp16",
-    "torch.bfloat16": "bf16",
-    "torch.float32": "fp32",
-    "torch.float64": "fp64",
-}
-
 
 @dataclass(eq=False)
 class Plan:
@@ -48,7 +41,10 @@ class Plan:
 
 
 class Call(NamedTuple):
-    """A kernel and what it is launched with; the same for a launch and for compiling ahead."""
+    """A kernel and what it is launched with; the same for a launch and for compiling ahead.
+
+    Kernels are compiled for the types of tensors and the constants, not for integers.
+    """
 
     plan: Plan
     tensors: tuple[Tensor | None, ...]
@@ -61,7 +57,7 @@ class Call(NamedTuple):
         """
         plan, tensors = self
         if not DIRECT or has_launch_hooks():
-            self.launch_by_triton()
+            self.by_triton()
             return
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
@@ -78,7 +74,7 @@ class Call(NamedTuple):
         found = tuple(key)
         kernel = plan.compiled.get(found)
         if kernel is None:
-            plan.compiled[found] = self.launch_by_triton()
+            plan.compiled[found] = self.by_triton()
             return
         kernel.run(
             *(plan.programs, 1, 1, driver.get_current_stream(device)),
@@ -88,60 +84,20 @@ class Call(NamedTuple):
             *plan.arguments,
         )
 
-    def launch_by_triton(self) -> Any:
-        """Compile if necessary, launch, and return the compiled kernel."""
-        plan = self.plan
-        return plan.kernel[(plan.programs,)](
-            *self.tensors, *plan.integers, **plan.constants, **plan.options
-        )
+    def by_triton(self, *, launch: bool = True) -> Any:
+        """Compile if necessary, launch, and return the compiled kernel; None in the interpreter.
 
-    def compile(self, device_of: Tensor) -> Any:
-        """Compile what :meth:`launch` runs; the call's tensors may be on the meta device.
-
-        Returns Triton's compiled kernel, or what stands for it while it is compiled by another
-        thread; None in the interpreter.
+        Without a launch the tensors may be on the meta device, and what is returned stands for the
+        kernel while another thread compiles it.
         """
         plan = self.plan
-        with on_device_of(device_of):
-            return plan.kernel.warmup(
-                *self.tensors,
-                *plan.integers,
-                **plan.constants,
-                grid=(plan.programs,),
-                **plan.options,
-            )
+        arguments, named = (*self.tensors, *plan.integers), plan.constants | plan.options
+        if launch:
+            return plan.kernel[(plan.programs,)](*arguments, **named)
+        return plan.kernel.warmup(*arguments, grid=(plan.programs,), **named)
 
 
 Launch = Callable[[Call], None]  # runs a call, or notes it
-
-
-def specialisation(call: Call) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
-    """Signature, constants and attributes as in Triton: None and 1 are constants, 16 divides.
-
-    Arguments that a kernel names in ``do_not_specialize``, such as the batch size, are neither.
-    """
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    kernel, given = call.plan.kernel, call.plan.constants
-    arguments = (*call.tensors, *call.plan.integers)
-    for index, name in enumerate(kernel.arg_names):
-        value = arguments[index] if index < len(arguments) else given[name]
-        general = name in getattr(kernel, "do_not_specialize", ())  # the interpreter's has none
-        is_one = isinstance(value, int) and value == 1
-        if name in given or value is None or (is_one and not general):
-            signature[name] = "constexpr"
-            constants[name] = value
-            continue
-        divisible = True  # allocations are aligned
-        if isinstance(value, Tensor):
-            signature[name] = f"*{TRITON_TYPES[str(value.dtype)]}"
-        else:
-            signature[name] = "i64" if value > 2**31 - 1 else "i32"
-            divisible = value % 16 == 0 and not general
-        if divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
 
 
 def has_launch_hooks() -> bool:

@@ -162,16 +162,20 @@ class Recorder(TorchDispatchMode):
 
     def keep(self, x: Tensor, call: Call) -> None:
         """Keep a call, on the device of ``x``, for which another kernel is compiled."""
-        key = repr((call.plan.kernel, call.plan.options, launch.specialisation(call)))
-        self.calls.setdefault(key, (call, x))
+        plan = call.plan
+        types = [None if tensor is None else tensor.dtype for tensor in call.tensors]
+        self.calls.setdefault(repr((plan.kernel, plan.options, plan.constants, types)), (call, x))
 
 
 def compile_all(calls: list[tuple[Call, Tensor]]) -> None:
     """Compile and load kernels, each for the device of a tensor, on all cores."""
 
     def compiled() -> list[Any]:
+        kernels = []
         with triton.AsyncCompileMode(pool):
-            kernels = [call.compile(x) for call, x in calls]
+            for call, x in calls:
+                with launch.on_device_of(x):
+                    kernels.append(call.by_triton(launch=False))
         return [kernel.result() if hasattr(kernel, "result") else kernel for kernel in kernels]
 
     def load(kernel: Any, x: Tensor) -> None:

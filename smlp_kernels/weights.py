@@ -25,37 +25,27 @@ class Weights(NamedTuple):
         return Weights(self.proj_h.t(), None, self.proj_w.t(), None, fuse.transpose(0, 2), None)
 
 
-# A projection or its transpose, whichever is dense, and its bias.
-Along = tuple[Tensor, Tensor | None]
-Read = tuple[Along, Along, tuple[bool, bool], Tensor]
+Along = tuple[Tensor, Tensor | None]  # a projection and its bias
 
 
-def as_read(x: Tensor, weights: Sequence[Any]) -> Read:
-    """Weights as the kernels read them: what is along H and W, which is transposed, and ``fuse``.
+def as_read(x: Tensor, weights: Sequence[Any]) -> tuple[Along, Along, Tensor]:
+    """Weights as the kernels read them: what is along H, what is along W, and ``fuse``.
 
-    In the type of ``x``, but the biases. Nothing is copied that lies densely in that type.
+    Matrices in the type of ``x``; all but ``fuse`` dense. Nothing is copied that is so.
     """
     proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
     if not (x.dtype is proj_h.dtype is proj_w.dtype is fuse.dtype):
         proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
-    transposed_h = transposed_w = False
-    if not proj_h.is_contiguous():
-        proj_h, transposed_h = as_it_lies(proj_h)
-    if not proj_w.is_contiguous():
-        proj_w, transposed_w = as_it_lies(proj_w)
-    along_h, along_w = (proj_h, dense(bias_h)), (proj_w, dense(bias_w))
-    return along_h, along_w, (transposed_h, transposed_w), fuse
+    if not (proj_h.is_contiguous() and proj_w.is_contiguous()):
+        given = [proj_h, proj_w]
+        proj_h, proj_w = copies = [x.new_empty(proj.shape) for proj in given]
+        torch._foreach_copy_(copies, given)
+    return (proj_h, dense(bias_h)), (proj_w, dense(bias_w)), fuse
 
 
 def dense(bias: Tensor | None) -> Tensor | None:
     """The kernels take biases without strides; gradients in their place may be expanded."""
     return None if bias is None else bias.contiguous()
-
-
-def as_it_lies(proj: Tensor) -> tuple[Tensor, bool]:
-    """A projection that is not contiguous, and whether it lies transposed; else a dense copy."""
-    transposed = proj.t().is_contiguous()
-    return (proj, True) if transposed else (proj.contiguous(), False)
 
 
 def in_type_of(x: Tensor, *weights: Any) -> Sequence[Any]:

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from smlp_kernels.launch import INTERPRETED, Call, specialisation
+from smlp_kernels.launch import INTERPRETED, Call
 
 KIB = 1024
 # Largest shared memory of one program in bytes, CUDA C++ Programming Guide, table of technical
@@ -30,6 +32,12 @@ SHARED_MEMORY = {
     90: 227 * KIB,
     100: 227 * KIB,
     120: 99 * KIB,
+}
+TRITON_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
 }
 TENSOR_MEMORY_COLUMNS = 512  # of compute capability 10.0
 # Triton's pipeliner may overwrite what a pending product still reads: see Resources.problems.
@@ -118,8 +126,22 @@ def compile_call(call: Call, arch: int) -> Resources:
 
 
 def source(call: Call) -> ASTSource:
-    """Return what Triton's launcher compiles for a call."""
-    return ASTSource(call.plan.kernel, *specialisation(call))
+    """Return what Triton's launcher compiles for a call: integers are as they are."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    plan, given = call.plan, (*call.tensors, *call.plan.integers)
+    for index, name in enumerate(plan.kernel.arg_names):
+        value = given[index] if index < len(given) else plan.constants[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{TRITON_TYPES[value.dtype]}"
+            attributes[(index,)] = [["tt.divisibility", 16]]  # allocations are aligned
+        elif index < len(given) and value is not None:
+            signature[name] = "i32"
+        else:
+            signature[name] = "constexpr"
+            constants[name] = value
+    return ASTSource(plan.kernel, signature, constants, attributes)
 
 
 @contextlib.contextmanager

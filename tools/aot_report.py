@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from smlp.testing import PRECISIONS
-from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
+from smlp_kernels.kernels.axis import axes_kernel
 from smlp_kernels.kernels.backward import Needed, mix_backward
 from smlp_kernels.kernels.mix import mix
 from smlp_kernels.kernels.narrow import narrow_kernel
@@ -77,11 +77,11 @@ class Case:
 
 def name_of(call: Call) -> str:
     """Of what a call does."""
-    if call.plan.kernel in (axis_kernel, narrow_kernel):
+    if call.plan.kernel in (axes_kernel, narrow_kernel):
         narrow = "narrow " if call.plan.kernel is narrow_kernel else ""
-        return narrow + ("along H" if call.plan.constants["ALONG_H"] else "along W")
-    names = {both_axes_kernel: "axes", copy_images_kernel: "layout", weight_sums_kernel: "sums"}
-    return names[call.plan.kernel]
+        along = {True: "along H", False: "along W", None: "axes"}
+        return narrow + along[call.plan.constants["ALONG_H"]]
+    return {copy_images_kernel: "layout", weight_sums_kernel: "sums"}[call.plan.kernel]
 
 
 def shipped_cases(

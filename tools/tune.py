@@ -21,7 +21,7 @@ from benchmarks.workbench import open_workbench
 from smlp_kernels import ops
 from smlp_kernels.functional import MAX_CHANNELS, MAX_SIZE
 from smlp_kernels.kernels import narrow
-from smlp_kernels.kernels.axis import axis_kernel, both_axes_kernel
+from smlp_kernels.kernels.axis import axes_kernel
 from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_row
 from smlp_kernels.table import add_row, set_rows
 from tools import aot
@@ -56,7 +56,7 @@ class Search(NamedTuple):
         return [
             problem
             for name, call in calls.items()
-            if name.startswith(self.name) and call.plan.kernel in (axis_kernel, both_axes_kernel)
+            if name.startswith(self.name) and call.plan.kernel is axes_kernel
             for problem in aot.compile_call(call, self.arch).problems(self.arch)
         ]
 

@@ -32,13 +32,12 @@ def run_along(
     g_ptr,  # [pixels, COLUMNS]: Gh, Gw, Gi or nothing yet, and room for ones
     x_ptr,  # [pixels, C]; None where only dx is wanted
     dx_ptr,  # [pixels, C]; None along H, or where dx is not wanted
-    proj_ptr,  # [SIZE, SIZE] out, in; TRANSPOSED: in, out
+    proj_ptr,  # [SIZE, SIZE] out, in
     bias_ptr,  # [SIZE] or None
     partial_ptr,  # [programs, SIZE * SIZE + SIZE]: what a program has added up; None if not wanted
-    lines,  # images * WIDTH along H, images * HEIGHT along W
+    images,
     programs,
     first,  # 1 for the first chunk of a batch: nothing was added up before
-    TRANSPOSED: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr,  # in the backward it runs first, and leaves Ph' Gh + Gi in place of Gi
     NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,  # dx; [x_h | x_w | x | 1]
@@ -53,9 +52,8 @@ def run_along(
     STEP: tl.constexpr = WIDTH if ALONG_H else 1  # pixels from one position to the next
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
-    offsets = i[:, None] + k[None, :] * SIZE if TRANSPOSED else i[:, None] * SIZE + k[None, :]
     inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
-    proj = tl.load(proj_ptr + offsets, mask=inside, other=0.0)
+    proj = tl.load(proj_ptr + i[:, None] * SIZE + k[None, :], mask=inside, other=0.0)
     if NEED_FUSE and bias_ptr is not None:
         bias = tl.load(bias_ptr + i, mask=i < SIZE, other=0.0).to(ACC)
     if partial_ptr is not None:
@@ -68,6 +66,7 @@ def run_along(
     axis_ptr = g_ptr if ALONG_H else g_ptr + CHANNELS
     identity_ptr = g_ptr + 2 * CHANNELS
 
+    lines = images * (WIDTH if ALONG_H else HEIGHT)
     n = tl.arange(0, TILE)
     for tile in range(pid, tl.cdiv(lines * CHANNELS, TILE), programs):
         column = tile * TILE + n
@@ -114,198 +113,139 @@ def run_along(
         tl.store(total_ptr, total, mask=i < SIZE)
 
 
-@triton.jit(do_not_specialize=["lines", "programs", "first"])  # a new batch size: no new kernel
-def axis_kernel(
-    g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs, first,
-    TRANSPOSED: tl.constexpr,
+# a new batch size compiles no other kernel
+@triton.jit(do_not_specialize=["images", "programs_h", "programs_w", "first"])
+def axes_kernel(
+    g_ptr, x_ptr, dx_ptr,
+    proj_h_ptr, bias_h_ptr, partial_h_ptr,
+    proj_w_ptr, bias_w_ptr, partial_w_ptr,
+    images, programs_h, programs_w, first,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    ALONG_H: tl.constexpr, NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
-    POSITIONS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``run_along`` one axis; arguments as there."""
-    run_along(
-        tl.program_id(0), g_ptr, x_ptr, dx_ptr, proj_ptr, bias_ptr, partial_ptr, lines, programs,
-        first, TRANSPOSED, CHANNELS, COLUMNS, HEIGHT, WIDTH, ALONG_H, NEED_X, NEED_FUSE,
-        POSITIONS, TILE, PRECISION,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["lines_h", "lines_w", "programs_h", "programs_w"])
-def both_axes_kernel(
-    rows_ptr,  # [pixels, COLUMNS]: becomes [x_h | x_w | x | 1]
-    x_ptr,  # [pixels, C]
-    proj_h_ptr,  # [H, H] out, in
-    bias_h_ptr,  # [H] or None
-    proj_w_ptr,  # [W, W] out, in
-    bias_w_ptr,  # [W] or None
-    lines_h, programs_h, lines_w, programs_w,
-    TRANSPOSED_H: tl.constexpr, TRANSPOSED_W: tl.constexpr,
-    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    ALONG_H: tl.constexpr,  # None: by the first programs, and along W by the others
+    NEED_X: tl.constexpr, NEED_FUSE: tl.constexpr,
     POSITIONS_H: tl.constexpr, TILE_H: tl.constexpr,
     POSITIONS_W: tl.constexpr, TILE_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The forward along H by the first programs, along W by the others."""
+    """``run_along`` an axis, or both in a forward; arguments as there."""
     pid = tl.program_id(0)
-    if pid < programs_h:
+    if pid < programs_h if ALONG_H is None else ALONG_H:
         run_along(
-            pid, rows_ptr, x_ptr, None, proj_h_ptr, bias_h_ptr, None, lines_h, programs_h, 1,
-            TRANSPOSED_H, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, False, True,
+            pid, g_ptr, x_ptr, dx_ptr, proj_h_ptr, bias_h_ptr, partial_h_ptr, images, programs_h,
+            first, CHANNELS, COLUMNS, HEIGHT, WIDTH, True, NEED_X, NEED_FUSE,
             POSITIONS_H, TILE_H, PRECISION,
         )  # fmt: skip
     else:
         run_along(
-            pid - programs_h, rows_ptr, x_ptr, None, proj_w_ptr, bias_w_ptr, None, lines_w,
-            programs_w, 1, TRANSPOSED_W, CHANNELS, COLUMNS, HEIGHT, WIDTH, False,
-            False, True, POSITIONS_W, TILE_W, PRECISION,
+            pid - programs_h, g_ptr, x_ptr, dx_ptr, proj_w_ptr, bias_w_ptr, partial_w_ptr, images,
+            programs_w, first, CHANNELS, COLUMNS, HEIGHT, WIDTH, False, NEED_X, NEED_FUSE,
+            POSITIONS_W, TILE_W, PRECISION,
         )  # fmt: skip
 
 
-class Axis(NamedTuple):
-    """What the launches along one axis of a batch have in common."""
+class Needed(NamedTuple):
+    """Which gradients are wanted; that of a weight always comes with that of its bias."""
+
+    x: bool
+    proj_h: bool
+    proj_w: bool
+    fuse: bool  # for which [x_h | x_w | x | 1] is computed, as in a forward
+
+
+FORWARD = Needed(x=False, proj_h=False, proj_w=False, fuse=True)
+
+
+class Axes(NamedTuple):
+    """What is launched along both axes of every chunk of a batch."""
 
     size: tuple[int, int, int]  # C, H, W
-    along_h: bool
-    need_x: bool
-    need_proj: bool
-    need_fuse: bool
-    tile: AxisRow | None  # the row that it is from
-    programs: int
+    needed: Needed
+    tiles: tuple[AxisRow | None, AxisRow | None]  # along H, along W
+    programs: tuple[int, int]
     precision: str
 
-    @property
-    def partial(self) -> tuple[int, int]:
-        """Shape of the partial results."""
-        size = self.size[1 if self.along_h else 2]
-        return self.programs if self.need_proj else 0, size * (size + 1)
+    def plans(self, images: int, first: bool) -> tuple[Plan | bool, ...]:
+        """The launches for a chunk of so many images, in order.
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether anything is to be computed."""
-        return self.need_x or self.need_proj or self.need_fuse
+        In the place of the plan for an axis that no tile holds is whether it is H.
+        """
+        h, w = self.tiles
+        alike = h and w and (h.num_warps, h.registers) == (w.num_warps, w.registers)
+        if self.needed == FORWARD and alike:
+            return (self.plan(images, first, h, None),)
+        wanted = {True: (h, self.needed.proj_h), False: (w, self.needed.proj_w)}
+        return tuple(
+            along_h if tile is None else self.plan(images, first, tile, along_h)
+            for along_h, (tile, need_proj) in wanted.items()
+            if need_proj or self.needed.x or self.needed.fuse
+        )
 
-
-def make_axis(
-    size: tuple[int, int, int],
-    along_h: bool,
-    needs: tuple[bool, bool, bool],
-    images: int,
-    dtype: torch.dtype,
-    precision: str,
-    arch: int,
-) -> Axis:
-    """An axis of a batch.
-
-    Args:
-        size: C, H, W.
-        along_h: which axis.
-        needs: dx, the gradient of the projection, [x_h | x_w | x | 1].
-        images: of a chunk.
-        dtype: of x.
-        precision: of products of float32, "ieee" or "tf32".
-        arch: ten times the compute capability.
-    """
-    channels, height, width = size
-    length, lines = (height, width) if along_h else (width, height)
-    tile = axis_row(length, dtype, arch, not (needs[0] or needs[1]))
-    programs = 1
-    if tile is not None:  # programs of equally many tiles
-        tiles = cdiv(images * lines * channels, tile.columns)
-        programs = cdiv(tiles, cdiv(tiles, tile.programs))
-    return Axis(size, along_h, *needs, tile, programs, precision)
+    def plan(self, images: int, first: bool, tile: AxisRow, along_h: bool | None) -> Plan:
+        """A launch by the warps and registers of a tile."""
+        channels, height, width = self.size
+        h, w = self.tiles
+        programs_h = 0 if along_h is False else self.programs[0]
+        programs_w = 0 if along_h else self.programs[1]
+        return Plan(
+            axes_kernel,
+            programs_h + programs_w,
+            (images, programs_h, programs_w, int(first)),
+            {
+                "CHANNELS": channels,
+                "COLUMNS": matrix_columns(channels),
+                "HEIGHT": height,
+                "WIDTH": width,
+                "ALONG_H": along_h,
+                "NEED_X": self.needed.x,
+                "NEED_FUSE": self.needed.fuse,
+                "POSITIONS_H": h and h.positions,
+                "TILE_H": h and h.columns,
+                "POSITIONS_W": w and w.positions,
+                "TILE_W": w and w.columns,
+                "PRECISION": self.precision,
+            },
+            tile.num_warps,
+            tile.registers,
+        )
 
 
 def split_batch(
     shape: torch.Size,
-    needs: tuple[tuple[bool, bool, bool], tuple[bool, bool, bool]],
+    needed: Needed,
     copies: tuple[int, int],
     dtype: torch.dtype,
     precision: str,
     arch: int,
-) -> tuple[int, Axis, Axis]:
-    """Images of a chunk, and the axes of one.
+) -> tuple[int, Axes]:
+    """Images of a chunk, and what is launched along its axes.
 
     Args:
         shape: B, C, H, W.
-        needs: of each axis, as in :func:`make_axis`.
+        needed: what is computed.
         copies: [pixels, C] that take scratch memory, too: always, and where an axis has no tile.
         dtype: of x.
         precision: of products of float32, "ieee" or "tf32".
         arch: ten times the compute capability.
     """
     batch, channels, height, width = shape
-
-    def axes_of(images: int) -> tuple[Axis, Axis]:
-        common = (images, dtype, precision, arch)
-        h = make_axis((channels, height, width), True, needs[0], *common)
-        return h, make_axis((channels, height, width), False, needs[1], *common)
-
-    by_products = any(axis.tile is None for axis in axes_of(1))
-    columns = matrix_columns(channels) + (copies[0] + copies[1] * by_products) * channels
+    h = axis_row(height, dtype, arch, not (needed.x or needed.proj_h))
+    w = axis_row(width, dtype, arch, not (needed.x or needed.proj_w))
+    columns = matrix_columns(channels) + copies[0] * channels
+    if h is None or w is None:
+        columns += copies[1] * channels
     images = chunk_images(batch, height * width * columns * dtype.itemsize)
-    return images, *axes_of(images)
+
+    def programs(tile: AxisRow | None, lines: int) -> int:
+        """Of equally many tiles."""
+        if tile is None:
+            return 1
+        tiles = cdiv(images * lines * channels, tile.columns)
+        return cdiv(tiles, cdiv(tiles, tile.programs))
+
+    counts = programs(h, width), programs(w, height)
+    return images, Axes((channels, height, width), needed, (h, w), counts, precision)
 
 
 def matrix_columns(channels: int) -> int:
     """Of [x_h | x_w | x | 1]: whole sectors of 32 bytes, since writing parts of them is slow."""
     return cdiv(3 * channels + 1, 16) * 16
-
-
-def both_axes_plan(h: Axis, w: Axis, pixels: int, transposed: tuple[bool, bool]) -> Plan | None:
-    """The plan of ``both_axes_kernel``, or None where the axes' tiles do not go together."""
-    channels, height, width = h.size
-    if h.tile is None or w.tile is None:
-        return None
-    if (h.tile.num_warps, h.tile.registers) != (w.tile.num_warps, w.tile.registers):
-        return None
-    return Plan(
-        both_axes_kernel,
-        h.programs + w.programs,
-        (pixels // height, h.programs, pixels // width, w.programs),
-        {
-            "TRANSPOSED_H": transposed[0],
-            "TRANSPOSED_W": transposed[1],
-            "CHANNELS": channels,
-            "COLUMNS": matrix_columns(channels),
-            "HEIGHT": height,
-            "WIDTH": width,
-            "POSITIONS_H": h.tile.positions,
-            "TILE_H": h.tile.columns,
-            "POSITIONS_W": w.tile.positions,
-            "TILE_W": w.tile.columns,
-            "PRECISION": h.precision,
-        },
-        h.tile.num_warps,
-        h.tile.registers,
-    )
-
-
-def axis_plan(axis: Axis, pixels: int, first: bool, transposed: bool) -> Plan | None:
-    """The plan of ``axis_kernel`` for a chunk of the batch, the first or a later one.
-
-    None where there is nothing to do, or no tile to do it with.
-    """
-    channels, height, width = axis.size
-    tile = axis.tile
-    if tile is None or not axis.is_needed:
-        return None
-    return Plan(
-        axis_kernel,
-        axis.programs,
-        (pixels // (height if axis.along_h else width), axis.programs, int(first)),
-        {
-            "TRANSPOSED": transposed,
-            "CHANNELS": channels,
-            "COLUMNS": matrix_columns(channels),
-            "HEIGHT": height,
-            "WIDTH": width,
-            "ALONG_H": axis.along_h,
-            "NEED_X": axis.need_x,
-            "NEED_FUSE": axis.need_fuse,
-            "POSITIONS": tile.positions,
-            "TILE": tile.columns,
-            "PRECISION": axis.precision,
-        },
-        tile.num_warps,
-        tile.registers,
-    )

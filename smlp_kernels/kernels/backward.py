@@ -13,24 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import Axis, axis_plan, matrix_columns, split_batch
-from smlp_kernels.kernels.narrow import is_narrow, narrow_backward
-from smlp_kernels.kernels.products import add_products, parts_of, run_axis
+from smlp_kernels.kernels.axis import Axes, Needed, matrix_columns, split_batch
+from smlp_kernels.kernels.narrow import is_narrow, narrow_plans
+from smlp_kernels.kernels.products import add_products, parts_of, run_axes
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
 from smlp_kernels.weights import Weights, as_read
 
 Grads = tuple[Tensor, ...]
-
-
-class Needed(NamedTuple):
-    """Which gradients are wanted; that of a weight always comes with that of its bias."""
-
-    x: bool
-    proj_h: bool
-    proj_w: bool
-    fuse: bool
 
 
 def mix_backward(
@@ -56,12 +47,20 @@ def mix_backward(
     if not (any(needed) and x.shape[0]):
         return tuple(grad.zero_() for grad in grads)
     shape, dtype = x.shape, x.dtype
-    read = as_read(x, weights)
-    along_h, along_w, transposed, fuse = read
+    along_h, along_w, fuse = as_read(x, weights)
     rows = is_rows(dy), not any(needed[1:]) or is_rows(x), not needed.x or is_rows(dx)
-    plan = backward_plan(shape, rows, needed, transposed, dtype, input_precision(dtype), arch)
-    if plan.is_narrow:
-        narrow_backward(dy, x, read, grads, launch)
+    plan = backward_plan(shape, rows, needed, dtype, input_precision(dtype), arch)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    total = x.new_empty(*plan.total, dtype=acc)
+    partial_h = total.new_empty(*plan.partial_h)  # naming the type takes as long again
+    partial_w = total.new_empty(*plan.partial_w)
+    sums = Call(plan.sums, (partial_h, partial_w, total, *grads[1:]))
+    if plan.narrow is not None:
+        h, w = plan.narrow
+        fuse = fuse.contiguous()
+        launch(Call(h, (dy, x, dx, *along_h, fuse, None, partial_h, total)))
+        launch(Call(w, (dy, x, dx, *along_w, fuse, None, partial_w, total)))
+        launch(sums)
         return grads
     dy_is_rows, x_is_rows, dx_is_rows = rows
     start, end = plan.branches
@@ -71,38 +70,30 @@ def mix_backward(
     elif end:
         offset = fuse.storage_offset() + start
         fuse = fuse.as_strided((channels, end - start), (3 * channels, 1), offset)
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
-    total = x.new_empty(*plan.total, dtype=acc)
-    partial_h = total.new_empty(*plan.partial_h)  # naming the type takes as long again
-    partial_w = total.new_empty(*plan.partial_w)
     along_h = *along_h, partial_h if needed.proj_h else None
     along_w = *along_w, partial_w if needed.proj_w else None
     dx_images = None
     for chunk in plan.chunks:
-        first = not chunk.first
         dy_images = chunk.read(dy, dy_is_rows, launch)
         x_images = chunk.read(x, x_is_rows, launch) if plan.reads_x else None
         if needed.x:
             dx_images = chunk.images(dx) if dx_is_rows else torch.empty_like(dy_images)
-        g = matrix if chunk.pixels == len(matrix) else matrix[: chunk.pixels]
         if end:
-            product = g.as_strided((chunk.pixels, end - start), (columns, 1), start)
+            product = matrix.as_strided((chunk.pixels, end - start), (columns, 1), start)
             torch.mm(chunk.matrix(dy_images), fuse, out=product)
-        plan_h, plan_w = chunk.plans
-        run_axis(plan.h, plan_h, (g, x_images, None, *along_h), first, launch)
-        run_axis(plan.w, plan_w, (g, x_images, dx_images, *along_w), first, launch)
+        run_axes(plan.axes, chunk, matrix, x_images, dx_images, along_h, along_w, launch)
         if needed.fuse:
             parts = plan.total[0]
             size = chunk.pixels // parts
             dy_parts = dy_images.as_strided((parts, channels, size), (size * channels, 1, channels))
-            g_parts = g.as_strided((parts, size, columns), (size * columns, columns, 1))
-            add_products(total, dy_parts, g_parts, first)
+            g_parts = matrix.as_strided((parts, size, columns), (size * columns, columns, 1))
+            add_products(total, dy_parts, g_parts, not chunk.first)
         if not dx_is_rows:
             copy_images(dx_images, chunk.images(dx), launch)
     if plan.reads_x:
-        launch(Call(plan.sums, (partial_h, partial_w, total, *grads[1:])))
+        launch(sums)
     return grads
 
 
@@ -122,15 +113,14 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
 class BackwardPlan(NamedTuple):
     """All of a backward but the tensors."""
 
-    is_narrow: bool  # the rest then plays no part
+    narrow: tuple[Plan, Plan] | None  # along H and W, instead of the chunks
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of the matrix between the products
     branches: tuple[int, int]  # its columns that the first product fills
     total: tuple[int, int, int]  # shape of the second product, in parts
     partial_h: tuple[int, int]  # shapes of what the programs along H and W add up
     partial_w: tuple[int, int]
-    h: Axis
-    w: Axis
+    axes: Axes
     reads_x: bool
     sums: Plan
 
@@ -140,7 +130,6 @@ def backward_plan(
     shape: torch.Size,
     rows: tuple[bool, bool, bool],
     needed: Needed,
-    transposed: tuple[bool, bool],
     dtype: torch.dtype,
     precision: str,
     arch: int,
@@ -148,36 +137,35 @@ def backward_plan(
     """The plan for inputs of a shape.
 
     ``rows`` says whether dy, x and dx are, as far as they are needed; others are copied, a chunk at
-    a time. ``transposed`` says whether the projections along H and W are.
+    a time.
     """
     _, channels, height, width = shape
     columns = matrix_columns(channels)
-    copies = rows.count(False)
-    needs = tuple(
-        (needed.x, need_proj, needed.fuse) for need_proj in (needed.proj_h, needed.proj_w)
-    )
-    images, h, w = split_batch(shape, needs, (copies, 4), dtype, precision, arch)
-
-    def plans(pixels: int, first: bool) -> tuple[Plan | None, Plan | None]:
-        plan_h = axis_plan(h, pixels, first, transposed[0])
-        return plan_h, axis_plan(w, pixels, first, transposed[1])
-
-    chunks = chunks_of(shape, images, plans)
-    pixels = math.gcd(*(chunk.pixels for chunk in chunks))
-    parts = parts_of(channels, columns, pixels) if needed.fuse else 0
-    total = parts, channels, columns
+    copies = rows.count(False), 4
+    images, axes = split_batch(shape, needed, copies, dtype, precision, arch)
+    chunks = chunks_of(shape, images, axes.plans)
     start = 0 if needed.x or needed.proj_h else channels
     branches = 3 if needed.x else 2 if needed.proj_w else 1 if needed.proj_h else 0
+    narrow = None
+    if all(rows) and all(needed) and is_narrow(shape, dtype, arch):
+        narrow = h, w = narrow_plans(shape, backward=True)
+        sums_h, sums_w, parts, parts_at_a_time = h.programs, w.programs, h.integers[1], 32
+        total = parts, channels, 3 * channels + 1
+    else:
+        sums_h = axes.programs[0] if needed.proj_h else 0
+        sums_w = axes.programs[1] if needed.proj_w else 0
+        pixels = math.gcd(*(chunk.pixels for chunk in chunks))
+        parts, parts_at_a_time = parts_of(channels, columns, pixels) if needed.fuse else 0, 1
+        total = parts, channels, columns
     return BackwardPlan(
-        is_narrow=all(rows) and all(needed) and is_narrow(shape, dtype, arch),
+        narrow=narrow,
         chunks=chunks,
         matrix=(images * height * width, columns),
         branches=(start, branches * channels),
         total=total,
-        partial_h=h.partial,
-        partial_w=w.partial,
-        h=h,
-        w=w,
+        partial_h=(sums_h, height * (height + 1)),
+        partial_w=(sums_w, width * (width + 1)),
+        axes=axes,
         reads_x=any(needed[1:]),
-        sums=weight_sums_plan(h.size, total, h.partial[0], w.partial[0]),
+        sums=weight_sums_plan(axes.size, (sums_h, sums_w), total, parts_at_a_time),
     )

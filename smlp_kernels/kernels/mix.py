@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import Axis, axis_plan, both_axes_plan, matrix_columns, split_batch
-from smlp_kernels.kernels.narrow import is_narrow, narrow_mix
-from smlp_kernels.kernels.products import run_axis
+from smlp_kernels.kernels.axis import FORWARD, Axes, matrix_columns, split_batch
+from smlp_kernels.kernels.narrow import is_narrow, narrow_plans
+from smlp_kernels.kernels.products import run_axes
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
-from smlp_kernels.weights import as_read
+from smlp_kernels.weights import as_read, dense
 
 
 def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
@@ -33,13 +33,16 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     """
     y = torch.empty_like(x)
     shape, dtype, bias = x.shape, x.dtype, weights[5]
-    read = as_read(x, weights)
-    along_h, along_w, transposed, fuse = read
+    along_h, along_w, fuse = as_read(x, weights)
+    has_map = bias is not None and bias.dim() == 3
     x_is_rows = is_rows(x)
-    y_is_rows = x_is_rows or is_rows(y)
-    plan = mix_plan(shape, (x_is_rows, y_is_rows), transposed, dtype, input_precision(dtype), arch)
-    if plan.is_narrow:
-        narrow_mix(x, y, read, bias, launch)
+    rows = x_is_rows, x_is_rows or is_rows(y)
+    plan = mix_plan(shape, rows, has_map, dtype, input_precision(dtype), arch)
+    if plan.narrow is not None:
+        h, w = plan.narrow
+        fuse, bias = fuse.contiguous(), dense(bias.permute(1, 2, 0) if has_map else bias)
+        launch(Call(h, (x, None, y, *along_h, fuse, None, None, None)))
+        launch(Call(w, (x, None, y, *along_w, fuse, bias, None, None)))
         return y
     channels = shape[1]
     if fuse.is_contiguous():  # one view, not two
@@ -49,26 +52,21 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
     matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
+    along_h, along_w = (*along_h, None), (*along_w, None)
     for chunk in plan.chunks:
-        both, plan_h, plan_w = chunk.plans
         x_images = chunk.read(x, x_is_rows, launch)
-        y_images = chunk.images(y) if y_is_rows else torch.empty_like(x_images)
+        y_images = chunk.images(y) if rows[1] else torch.empty_like(x_images)
         y_rows = chunk.matrix(y_images)
-        if both is not None:
-            launch(Call(both, (matrix, x_images, *along_h, *along_w)))
-        else:
-            g, first = matrix[: chunk.pixels], not chunk.first
-            run_axis(plan.h, plan_h, (g, x_images, None, *along_h, None), first, launch)
-            run_axis(plan.w, plan_w, (g, x_images, None, *along_w, None), first, launch)
+        run_axes(plan.axes, chunk, matrix, x_images, None, along_h, along_w, launch)
         mixed = matrix.as_strided((chunk.pixels, 3 * channels), (plan.matrix[1], 1))
         if bias is None:
             torch.mm(mixed, fuse, out=y_rows)
-        elif bias.dim() == 1:
-            torch.addmm(bias, mixed, fuse, out=y_rows)
-        else:  # [C, H, W]
+        elif has_map:
             y_images.copy_(bias)
             torch.addmm(y_rows, mixed, fuse, out=y_rows)
-        if not y_is_rows:
+        else:
+            torch.addmm(bias, mixed, fuse, out=y_rows)
+        if not rows[1]:
             copy_images(y_images, chunk.images(y), launch)
     return y
 
@@ -76,39 +74,31 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
 class MixPlan(NamedTuple):
     """All of a forward but the tensors."""
 
-    is_narrow: bool  # the rest then plays no part
+    narrow: tuple[Plan, Plan] | None  # along H and W; the rest then plays no part
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of [x_h | x_w | x | pad]
-    h: Axis
-    w: Axis
+    axes: Axes
 
 
 @functools.lru_cache(PLANS)
 def mix_plan(
     shape: torch.Size,
     rows: tuple[bool, bool],
-    transposed: tuple[bool, bool],
+    has_map: bool,
     dtype: torch.dtype,
     precision: str,
     arch: int,
 ) -> MixPlan:
     """The plan for inputs of a shape.
 
-    ``rows`` says whether x and y are; others are copied, a chunk at a time. ``transposed`` says
-    whether the projections along H and W are.
+    ``rows`` says whether x and y are; others are copied, a chunk at a time. ``has_map`` says
+    whether there is a bias of every place.
     """
+    narrow = None
+    if all(rows) and is_narrow(shape, dtype, arch):
+        narrow = narrow_plans(shape, backward=False, bias_map=has_map)
     _, channels, height, width = shape
-    needs = (False, False, True)
     copies = rows.count(False), 2
-    images, h, w = split_batch(shape, (needs, needs), copies, dtype, precision, arch)
-
-    def plans(pixels: int, first: bool) -> tuple[Plan | None, ...]:
-        both = both_axes_plan(h, w, pixels, transposed)
-        if both is not None:
-            return both, None, None
-        plan_h = axis_plan(h, pixels, first, transposed[0])
-        return None, plan_h, axis_plan(w, pixels, first, transposed[1])
-
-    matrix = images * height * width, matrix_columns(channels)
-    narrow = all(rows) and is_narrow(shape, dtype, arch)
-    return MixPlan(narrow, chunks_of(shape, images, plans), matrix, h, w)
+    images, axes = split_batch(shape, FORWARD, copies, dtype, precision, arch)
+    chunks = chunks_of(shape, images, axes.plans)
+    return MixPlan(narrow, chunks, (images * height * width, matrix_columns(channels)), axes)

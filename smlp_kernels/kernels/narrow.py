@@ -18,16 +18,11 @@ dy twice for each slice of channels, where :mod:`smlp_kernels.kernels.axis` betw
 PyTorch moves 9 and 19 times x.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from smlp_kernels.kernels.weight_sums import weight_sums_plan
-from smlp_kernels.launch import INT32_MAX, PLANS, Call, Launch, Plan, cdiv
-from smlp_kernels.weights import Read, dense
+from smlp_kernels.launch import INT32_MAX, Plan, cdiv
 
 ROWS = 64  # of a tile: positions, rounded up to a power of two, times lines
 
@@ -38,15 +33,14 @@ def narrow_kernel(
     u_ptr,  # [pixels, C]: x in the forward, dy in the backward
     x_ptr,  # [pixels, C]; None in the forward
     out_ptr,  # [pixels, C]: y or dx; along W it has what was left there along H
-    proj_ptr,  # [SIZE, SIZE] out, in; TRANSPOSED: in, out
+    proj_ptr,  # [SIZE, SIZE] out, in
     bias_ptr,  # [SIZE] or None
     fuse_ptr,  # [C, 3C]: out, branch (h, w, identity), in
     fuse_bias_ptr,  # [C], or [H * W, C] for a MAP, or None
     partial_ptr,  # [SLICES * programs, SIZE * SIZE + SIZE]: sums of a program, as the next
-    total_ptr,  # [programs, C * 3C + C]: the gradient of fuse, then that of its bias
+    total_ptr,  # [programs, C, 3C + 1]: the gradients of fuse and of its bias
     lines,  # images * WIDTH along H, images * HEIGHT along W
     programs,  # of each slice
-    TRANSPOSED: tl.constexpr,
     CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     ALONG_H: tl.constexpr, MAP: tl.constexpr,
     POSITIONS: tl.constexpr,  # SIZE or more, a power of two up to ROWS
@@ -67,9 +61,8 @@ def narrow_kernel(
 
     i = tl.arange(0, POSITIONS)
     k = tl.arange(0, POSITIONS)
-    proj_offsets = i[:, None] + k[None, :] * SIZE if TRANSPOSED else i[:, None] * SIZE + k[None, :]
     inside = (i < SIZE)[:, None] & (k < SIZE)[None, :]
-    proj = tl.load(proj_ptr + proj_offsets, mask=inside, other=0.0)
+    proj = tl.load(proj_ptr + i[:, None] * SIZE + k[None, :], mask=inside, other=0.0)
     d = tl.arange(0, DEPTH)
     c = pid % SLICES * SLICE + tl.arange(0, SLICE)
     weights = (d < CHANNELS)[:, None] & (c < CHANNELS)[None, :]
@@ -145,14 +138,13 @@ def narrow_kernel(
         partial_ptr += pid * (SIZE * (SIZE + 1))
         tl.store(partial_ptr + i[:, None] * SIZE + k[None, :], gram, mask=inside)
         tl.store(partial_ptr + SIZE * SIZE + i, gram_bias, mask=i < SIZE)
-        total_ptr += part * (CHANNELS * (3 * CHANNELS + 1))
-        grad_ptr = total_ptr + fuse_offsets
+        total_ptr += (part * CHANNELS + d) * (3 * CHANNELS + 1)
+        grad_ptr = total_ptr[:, None] + c[None, :]
         tl.store(grad_ptr if ALONG_H else grad_ptr + CHANNELS, grad, mask=weights)
         if ALONG_H:
             tl.store(grad_ptr + 2 * CHANNELS, grad_identity, mask=weights)
         elif pid % SLICES == 0:
-            bias_grad_ptr = total_ptr + CHANNELS * (3 * CHANNELS) + d
-            tl.store(bias_grad_ptr, tl.sum(grad_bias, 0), mask=d < CHANNELS)
+            tl.store(total_ptr + 3 * CHANNELS, tl.sum(grad_bias, 0), mask=d < CHANNELS)
 
 
 # Where the traffic of the L2 cache was measured to be what takes the time.
@@ -169,44 +161,8 @@ def is_narrow(shape: torch.Size, dtype: torch.dtype, arch: int) -> bool:
     return fits and arch in ARCHS and dtype.itemsize == 2 and 0 < shape.numel() <= INT32_MAX
 
 
-def narrow_mix(x: Tensor, y: Tensor, read: Read, bias: Tensor | None, launch: Launch) -> None:
-    """Write the block's output for ``x`` into ``y``."""
-    along_h, along_w, transposed, fuse = read
-    bias_map = bias is not None and bias.dim() == 3
-    h, w, _ = narrow_plans(x.shape, transposed, backward=False, bias_map=bias_map)
-    fuse, bias = fuse.contiguous(), dense(bias.permute(1, 2, 0) if bias_map else bias)
-    launch(Call(h, (x, None, y, *along_h, fuse, None, None, None)))
-    launch(Call(w, (x, None, y, *along_w, fuse, bias, None, None)))
-
-
-def narrow_backward(
-    dy: Tensor, x: Tensor, read: Read, grads: tuple[Tensor, ...], launch: Launch
-) -> None:
-    """Write all gradients: of x and of the six weights."""
-    along_h, along_w, transposed, fuse = read
-    h, w, sums = narrow_plans(x.shape, transposed, backward=True, bias_map=False)
-    _, channels, height, width = x.shape
-    fuse, (dx, *grads_of_weights) = fuse.contiguous(), grads
-    partial_h = x.new_empty(h.programs, height * (height + 1), dtype=torch.float32)
-    partial_w = x.new_empty(w.programs, width * (width + 1), dtype=torch.float32)
-    total = x.new_empty(sums.integers[2], channels * (3 * channels + 1), dtype=torch.float32)
-    launch(Call(h, (dy, x, dx, *along_h, fuse, None, partial_h, total)))
-    launch(Call(w, (dy, x, dx, *along_w, fuse, None, partial_w, total)))
-    launch(Call(sums, (partial_h, partial_w, total, *grads_of_weights)))
-
-
-@functools.lru_cache(PLANS)
-def narrow_plans(
-    shape: torch.Size, transposed: tuple[bool, bool], backward: bool, bias_map: bool
-) -> tuple[Plan, Plan, Plan]:
-    """What is launched along H, along W, and for the sums of a backward.
-
-    Args:
-        shape: B, C, H, W.
-        transposed: whether the projections along H and W lie so.
-        backward: which pass.
-        bias_map: whether the bias is one.
-    """
+def narrow_plans(shape: torch.Size, backward: bool, bias_map: bool = False) -> tuple[Plan, Plan]:
+    """What is launched along H and along W for a batch; each program of a backward leaves sums."""
     batch, channels, height, width = shape
     depth = max(64, triton.next_power_of_2(channels))
     slices = cdiv(channels, SLICE) if backward else 1
@@ -221,7 +177,6 @@ def narrow_plans(
 
     def plan(axis: int) -> Plan:
         constants = {
-            "TRANSPOSED": transposed[axis],
             "CHANNELS": channels,
             "HEIGHT": height,
             "WIDTH": width,
@@ -236,6 +191,4 @@ def narrow_plans(
         integers = lines[axis], programs[axis]
         return Plan(narrow_kernel, slices * programs[axis], integers, constants, 4, registers)
 
-    total = programs[0], channels * (3 * channels + 1)
-    rows = slices * programs[0]
-    return plan(0), plan(1), weight_sums_plan((channels, height, width), total, rows, rows)
+    return plan(0), plan(1)

@@ -3,28 +3,38 @@
 import torch
 from torch import Tensor
 
-from smlp_kernels.kernels.axis import Axis
+from smlp_kernels.kernels.axis import Axes
+from smlp_kernels.kernels.rows import Chunk
 from smlp_kernels.launch import Call, Launch, Plan, cdiv
 
 TILES = 160  # of the products over pixels: a constant, so that sums do not depend on the chip
 
 
-def run_axis(
-    axis: Axis,
-    plan: Plan | None,
-    tensors: tuple[Tensor | None, ...],
-    first: bool,
+Along = tuple[Tensor, Tensor | None, Tensor | None]  # projection, bias, partial results
+
+
+def run_axes(
+    axes: Axes,
+    chunk: Chunk,
+    g: Tensor,
+    x: Tensor | None,
+    dx: Tensor | None,
+    along_h: Along,
+    along_w: Along,
     launch: Launch,
 ) -> None:
-    """By the kernel, with the plan of a chunk; without one by PyTorch's products."""
-    if plan is not None:
-        launch(Call(plan, tensors))
-    elif axis.is_needed:
-        run_by_products(axis, *tensors, first)
+    """Both axes of a chunk: what ``axes_kernel`` is launched with, ``g`` with rows to spare."""
+    for plan in chunk.plans:
+        if isinstance(plan, Plan):
+            launch(Call(plan, (g, x, dx, *along_h, *along_w)))
+        else:
+            along = along_h if plan else along_w
+            run_by_products(axes, plan, g[: chunk.pixels], x, dx, *along, not chunk.first)
 
 
 def run_by_products(
-    axis: Axis,
+    axes: Axes,
+    along_h: bool,
     g: Tensor,
     x: Tensor | None,
     dx: Tensor | None,
@@ -33,41 +43,42 @@ def run_by_products(
     partial: Tensor | None,
     first: bool,
 ) -> None:
-    """What ``axis_kernel`` does, by PyTorch's products: for an axis that no tile holds."""
-    channels, height, width = axis.size
+    """What ``run_along`` does, by PyTorch's products: for an axis that no tile holds."""
+    channels, height, width = axes.size
+    needed = axes.needed
 
     def positions(images: Tensor) -> Tensor:
         """[B, C, H, W] as a view [positions, images, lines of an image, channels]."""
-        return images.permute((2, 0, 3, 1) if axis.along_h else (3, 0, 2, 1))
+        return images.permute((2, 0, 3, 1) if along_h else (3, 0, 2, 1))
 
     def part(start: int) -> Tensor:
         """The same of some columns of g."""
         images = g[:, start : start + channels].unflatten(0, (-1, height, width))
         return positions(images.movedim(3, 1))
 
-    branch, identity = part(0 if axis.along_h else channels), part(2 * channels)
-    size = len(proj)
-    out = g.new_empty(size, branch[0].numel())
-    if axis.need_x or axis.need_proj:
+    branch, identity = part(0 if along_h else channels), part(2 * channels)
+    out = g.new_empty(len(proj), branch[0].numel())
+    if needed.x or partial is not None:
         g_lines = branch.flatten(1)  # [positions, all lines and channels]
-    if axis.need_x:
+    if needed.x:
         torch.addmm(identity.flatten(1), proj.t(), g_lines, out=out)
-        (identity if dx is None else positions(dx)).copy_(out.view_as(identity))
+        (identity if along_h else positions(dx)).copy_(out.view_as(identity))
     if x is None:
         return
     x = positions(x)
     if partial is not None:
+        size = len(proj)
         grad, bias_grad = partial.view(size + 1, size).split((size, 1))
         add_products(grad[None], g_lines[None], x.flatten(1).t()[None], first)
         sums = g_lines.sum(1, dtype=partial.dtype)
         bias_grad.copy_(sums if first else bias_grad + sums)
-    if axis.need_fuse:
+    if needed.fuse:
         if bias is None:
             torch.mm(proj, x.flatten(1), out=out)
         else:
             torch.addmm(bias.to(g.dtype)[:, None], proj, x.flatten(1), out=out)
         branch.copy_(out.view_as(branch))
-        if not axis.along_h:
+        if not along_h:
             identity.copy_(x)
             g[:, 3 * channels :] = 1
 

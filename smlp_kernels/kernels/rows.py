@@ -19,13 +19,12 @@ TILE_PIXELS, TILE_CHANNELS = 64, 64  # that a program copies
 CHUNK_BYTES = 34_500_000  # of scratch memory, unless a single image takes more
 
 
-@triton.jit(do_not_specialize=["images"])  # a new batch size: no new kernel
+@triton.jit
 def copy_images_kernel(
     source_ptr,  # [images, C, H, W], any strides
     target_ptr,  # the same shape and type, any strides
-    images,
-    source_b, source_c, source_h, source_w,
-    target_b, target_c, target_h, target_w,
+    SOURCE_B: tl.constexpr, SOURCE_C: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
+    TARGET_B: tl.constexpr, TARGET_C: tl.constexpr, TARGET_H: tl.constexpr, TARGET_W: tl.constexpr,
     CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     INDEX_64: tl.constexpr,  # offsets inside an image exceed 31 bits
@@ -41,14 +40,14 @@ def copy_images_kernel(
     if INDEX_64:
         c, pixel = c.to(tl.int64), pixel.to(tl.int64)
     if HEIGHT == 1:
-        source, target = pixel * source_w, pixel * target_w
+        source, target = pixel * SOURCE_W, pixel * TARGET_W
     else:
         h, w = pixel // WIDTH, pixel % WIDTH
-        source, target = h * source_h + w * source_w, h * target_h + w * target_w
-    source = source[:, None] + (c * source_c)[None, :]
-    target = target[:, None] + (c * target_c)[None, :]
-    values = tl.load(source_ptr + image * source_b + source, mask=mask)
-    tl.store(target_ptr + image * target_b + target, values, mask=mask)
+        source, target = h * SOURCE_H + w * SOURCE_W, h * TARGET_H + w * TARGET_W
+    source = source[:, None] + (c * SOURCE_C)[None, :]
+    target = target[:, None] + (c * TARGET_C)[None, :]
+    values = tl.load(source_ptr + image * SOURCE_B + source, mask=mask)
+    tl.store(target_ptr + image * TARGET_B + target, values, mask=mask)
 
 
 def copy_images(source: Tensor, target: Tensor, launch: Launch) -> None:
@@ -72,8 +71,10 @@ def copy_images_plan(shape: torch.Size, source: Strides, target: Strides) -> Pla
     return Plan(
         copy_images_kernel,
         programs,
-        (images, *source, *target),
+        (),
         {
+            **dict(zip(("SOURCE_B", "SOURCE_C", "SOURCE_H", "SOURCE_W"), source, strict=True)),
+            **dict(zip(("TARGET_B", "TARGET_C", "TARGET_H", "TARGET_W"), target, strict=True)),
             "CHANNELS": channels,
             "HEIGHT": height,
             "WIDTH": width,
@@ -98,7 +99,7 @@ class Chunk(NamedTuple):
     is_all: bool  # of the batch
     pixels: int
     channels: int
-    plans: tuple[Plan | None, ...]
+    plans: tuple[Plan | bool, ...]  # as smlp_kernels.kernels.axis.Axes says
 
     def images(self, x: Tensor) -> Tensor:
         """Its part of [B, C, H, W]."""
@@ -125,14 +126,14 @@ def chunk_images(batch: int, image_bytes: int) -> int:
 
 
 def chunks_of(
-    shape: torch.Size, images: int, plans: Callable[[int, bool], tuple[Plan | None, ...]]
+    shape: torch.Size, images: int, plans: Callable[[int, bool], tuple[Plan | bool, ...]]
 ) -> tuple[Chunk, ...]:
-    """The chunks of a batch; ``plans`` is asked with the pixels of each and if it is the first."""
+    """The chunks of a batch; ``plans`` is asked with the images of each and if it is the first."""
     batch, channels, height, width = shape
 
     def chunk_from(first: int) -> Chunk:
         end = min(first + images, batch)
         pixels = (end - first) * height * width
-        return Chunk(first, end, images == batch, pixels, channels, plans(pixels, first == 0))
+        return Chunk(first, end, images == batch, pixels, channels, plans(end - first, first == 0))
 
     return tuple(map(chunk_from, range(0, batch, images)))

@@ -14,10 +14,10 @@ NOWHERE = Path("nowhere")
 NCU = """==PROF== Connected to process 1
 {"calls": 4, "ideal": 1000}
 "ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
-"0","axis_kernel","dram__bytes_read.sum","byte","4,000"
-"0","axis_kernel","dram__bytes_write.sum","byte","2,400"
-"1","axis_kernel","dram__bytes_read.sum","byte","4,000"
-"1","axis_kernel","dram__bytes_write.sum","byte","1,600"
+"0","axes_kernel","dram__bytes_read.sum","byte","4,000"
+"0","axes_kernel","dram__bytes_write.sum","byte","2,400"
+"1","axes_kernel","dram__bytes_read.sum","byte","4,000"
+"1","axes_kernel","dram__bytes_write.sum","byte","1,600"
 ==PROF== Disconnected
 """
 

@@ -158,6 +158,6 @@ def test_nan_where_none_belongs() -> None:
 def test_another_kernel_in_its_place() -> None:
     case = hopper.block("bf16", 1, 64, 14, 14)
     assert case.not_in_cuda(["smlp_bf16_200", "smlp_bf16_200_t"]) == []
-    assert case.not_in_cuda(["smlp_bf16_200", "axis_kernel"]) != []
-    assert Block(90, "bf16", (1, 64, 14, 14)).not_in_cuda(["axis_kernel"]) == []
+    assert case.not_in_cuda(["smlp_bf16_200", "axes_kernel"]) != []
+    assert Block(90, "bf16", (1, 64, 14, 14)).not_in_cuda(["axes_kernel"]) == []
     assert Block(90, "bf16", (1, 64, 14, 14)).not_in_cuda(["smlp_bf16_200"]) != []

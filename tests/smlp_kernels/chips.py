@@ -11,7 +11,7 @@ from smlp_kernels.kernels import backward, mix, narrow
 @contextlib.contextmanager
 def narrow_kernel_here(programs: int) -> Iterator[None]:
     """Blocks of few channels take ``narrow_kernel`` here, too."""
-    plans = (narrow.narrow_plans, mix.mix_plan, backward.backward_plan)
+    plans = (mix.mix_plan, backward.backward_plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(narrow, "ARCHS", (0, *narrow.ARCHS))
         patch.setattr(narrow, "PROGRAMS", programs)

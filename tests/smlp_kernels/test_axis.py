@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from smlp_kernels.functional import DTYPES, MAX_CHANNELS, MAX_SIZE
-from smlp_kernels.kernels.axis import axis_plan, both_axes_plan, make_axis
+from smlp_kernels.kernels.axis import FORWARD, Needed, split_batch
 from smlp_kernels.kernels.narrow import narrow_plans
 from smlp_kernels.kernels.rows import copy_images_plan
 from smlp_kernels.kernels.tiles import axis_row
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
+from smlp_kernels.launch import Plan
 from tools.aot_report import OTHERS, STAGES
 
 ARCHS = (0, 80, 86, 89, 90, 100, 120)  # 0: the interpreter
@@ -37,10 +38,12 @@ def test_tiles_are_valid(shape: tuple[int, int, int], dtype: torch.dtype, forwar
 
 
 def test_programs_share_the_tiles_evenly() -> None:
-    axis = make_axis((80, 56, 56), True, (False, False, True), 22, torch.bfloat16, "ieee", 90)
-    assert axis.tile.columns == 64
-    tiles = 22 * 56 * 80 / 64
-    assert axis.programs == -(-tiles // 3) <= axis.tile.programs < tiles / 2  # three each at most
+    shape = torch.Size((21, 80, 56, 56))
+    images, axes = split_batch(shape, FORWARD, (0, 0), torch.bfloat16, "ieee", 90)
+    tile = axes.tiles[0]
+    assert images == 21 and tile.columns == 64
+    tiles = 21 * 56 * 80 / 64
+    assert axes.programs[0] == -(-tiles // 3) <= tile.programs < tiles / 2  # three each at most
 
 
 def test_tiles_do_not_depend_on_the_batch() -> None:
@@ -49,15 +52,18 @@ def test_tiles_do_not_depend_on_the_batch() -> None:
 
 def test_constants_are_in_the_order_of_the_kernels() -> None:
     """A direct launch passes them by position."""
-    size, needs = (8, 5, 6), (True, True, True)
-    h, w = (make_axis(size, b, needs, 2, torch.float32, "ieee", 80) for b in (True, False))
-    shape = torch.Size((2, 8, 5, 6))
+    size, shape = (8, 5, 6), torch.Size((2, 8, 5, 6))
+
+    def axes_plans(needed: Needed) -> tuple[Plan | bool, ...]:
+        images, axes = split_batch(shape, needed, (0, 0), torch.float32, "ieee", 80)
+        return axes.plans(images, first=True)
+
     for plan in (
-        axis_plan(h, 60, True, False),
-        both_axes_plan(h, w, 60, (False, True)),
+        *axes_plans(FORWARD),
+        *axes_plans(Needed(True, True, True, True)),
         copy_images_plan(shape, (240, 30, 6, 1), (240, 1, 48, 8)),
-        weight_sums_plan(size, (1, 8, 32), 2, 2),
-        *narrow_plans(shape, (True, False), backward=True, bias_map=False),
+        weight_sums_plan(size, (2, 2), (1, 8, 32), 1),
+        *narrow_plans(shape, backward=True),
     ):
         names = plan.kernel.arg_names
         assert names[-len(plan.constants) :] == list(plan.constants)

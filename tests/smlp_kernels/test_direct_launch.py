@@ -72,7 +72,7 @@ launch.DIRECT = False
 steps["unknown Triton"] = step()
 print(json.dumps(steps))
 """
-KERNELS = ["both_axes_kernel", "axis_kernel", "axis_kernel", "weight_sums_kernel"]
+KERNELS = ["axes_kernel", "axes_kernel", "axes_kernel", "weight_sums_kernel"]
 
 
 @pytest.fixture(scope="module")

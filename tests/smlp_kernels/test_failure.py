@@ -106,11 +106,15 @@ def test_a_failed_launch_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> 
     arguments = [a.requires_grad_() for a in CASE.arguments(torch.float32)]
     expected = step(arguments)
     launch_kernel = launch.Call.launch
-    for kernel in ("both_axes_kernel", "axis_kernel", "weight_sums_kernel"):
+    for kernel, along_h in (
+        *(("axes_kernel", None), ("axes_kernel", True), ("axes_kernel", False)),
+        ("weight_sums_kernel", None),
+    ):
 
-        def fail(call: launch.Call, kernel: str = kernel) -> None:
-            if call.plan.kernel.__name__ == kernel:
-                call = call._replace(plan=dataclasses.replace(call.plan, kernel=Broken(kernel)))
+        def fail(call: launch.Call, kernel: str = kernel, along_h: bool | None = along_h) -> None:
+            plan = call.plan
+            if (plan.kernel.__name__, plan.constants.get("ALONG_H")) == (kernel, along_h):
+                call = call._replace(plan=dataclasses.replace(plan, kernel=Broken(kernel)))
             launch_kernel(call)
 
         with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ from smlp.folding import FoldedDepthwise
 from smlp.sparse_mlp import PreNormResidual
 from smlp_kernels import FusedSMLPBlock, fuse_model, launch, unfuse_model
 from smlp_kernels.folding import FoldedSMLPBlock
-from smlp_kernels.kernels.axis import both_axes_kernel
+from smlp_kernels.kernels.axis import axes_kernel
 from tests.smlp_kernels.oracle import DEVICE
 
 
@@ -112,7 +112,7 @@ def test_one_launch_for_norm_block_and_residual(
     with torch.no_grad():
         y = model(x)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-13)
-    assert launched == [both_axes_kernel]
+    assert launched == [axes_kernel]
 
 
 def test_half_is_as_exact_as_unfolded() -> None:

@@ -75,8 +75,8 @@ def rows() -> list[list[Any]]:
 @pytest.mark.parametrize(
     ("kernel", "height"),
     [
-        *(("both_axes_kernel", 14), ("axis_kernel along H", 14), ("weight_sums_kernel", 14)),
-        *(("axis_kernel along H", 72), ("axis_kernel along W", 72)),  # tiles of different warps
+        *(("axes_kernel", 14), ("axes_kernel along H", 14), ("weight_sums_kernel", 14)),
+        *(("axes_kernel along H", 72), ("axes_kernel along W", 72)),  # tiles of different warps
         ("copy_images_kernel", 14),
     ],
 )

@@ -61,7 +61,7 @@ def test_chunks_of_a_batch(layout: str, copies: int, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(launch.Call, "launch", record)
     actual = fused_smlp(*arguments)
-    assert launched.count("both_axes_kernel") == 3
+    assert launched.count("axes_kernel") == 3
     assert launched.count("copy_images_kernel") == 3 * copies
     assert_close(actual, formula(*to_float64(arguments)), None, eps=EPS[torch.float64])
 

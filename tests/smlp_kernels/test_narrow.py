@@ -100,7 +100,7 @@ def test_gradient_of_the_input_alone_is_a_forward(launched: list[str]) -> None:
 def test_some_gradients_take_the_other_kernels(launched: list[str]) -> None:
     case = Case(2, 6, 10, 48)
     check(wanting(case.arguments(DTYPE), NAMES[1:]), case.arguments(DTYPE, seed=1)[0])
-    assert launched[:2] == TWO_LAUNCHES and "axis_kernel along W" in launched[2:]
+    assert launched[:2] == TWO_LAUNCHES and "axes_kernel along W" in launched[2:]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "bordered"])

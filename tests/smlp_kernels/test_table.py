@@ -9,7 +9,7 @@ import torch
 from smlp.block import smlp
 from smlp.testing import EPS, assert_close, formula, to_float64
 from smlp_kernels import fused_smlp, launch
-from smlp_kernels.kernels.axis import both_axes_plan, make_axis
+from smlp_kernels.kernels.axis import FORWARD, axes_kernel, split_batch
 from smlp_kernels.kernels.tiles import AXIS_TABLE, axis_row
 from smlp_kernels.table import AxisRow, add_row, set_rows
 from tests.smlp_kernels.oracle import Case
@@ -82,16 +82,13 @@ def test_registers_of_both_axes_are_those_of_the_row() -> None:
     add_row(GOOD._replace(positions=32))
     add_row(GOOD._replace(positions=64, registers=96))
 
-    def plan(height: int, width: int) -> launch.Plan | None:
-        shape, needs = (80, height, width), (False, False, True)
-        h, w = (
-            make_axis(shape, along_h, needs, 2, torch.bfloat16, "ieee", 90)
-            for along_h in (True, False)
-        )
-        return both_axes_plan(h, w, 2 * height * width, (False, False))
+    def plans(height: int, width: int) -> tuple[launch.Plan | bool, ...]:
+        shape = torch.Size((2, 80, height, width))
+        images, axes = split_batch(shape, FORWARD, (0, 0), torch.bfloat16, "ieee", 90)
+        return axes.plans(images, first=True)
 
-    assert plan(14, 28).registers == 128
-    assert plan(14, 56) is None
+    assert [plan.registers for plan in plans(14, 28)] == [128]
+    assert [plan.registers for plan in plans(14, 56)] == [128, 96]
 
 
 @pytest.mark.parametrize(
@@ -129,11 +126,12 @@ def test_values_with_an_added_row(row: AxisRow, monkeypatch: pytest.MonkeyPatch)
             grads, torch.autograd.grad(exact.square().sum(), exact_arguments), strict=True
         ):
             assert_close(a, e, None, eps=EPS[torch.float64])
-        found: dict[str, set[int]] = {"axis_kernel": set(), "both_axes_kernel": set()}
+        found: dict[str, set[int]] = {"forward": set(), "backward": set()}
         for plan in planned:
-            name, constants = plan.kernel.__name__, plan.constants
-            if name in found:
-                found[name].add(constants.get("TILE") or constants["TILE_H"])
+            constants = plan.constants
+            if plan.kernel is axes_kernel:
+                pass_ = "forward" if constants["ALONG_H"] is None else "backward"
+                found[pass_] |= {constants["TILE_H"], constants["TILE_W"]}
         return found
 
     before = tiles()
@@ -143,7 +141,7 @@ def test_values_with_an_added_row(row: AxisRow, monkeypatch: pytest.MonkeyPatch)
         before
         != tiles()
         == {
-            "axis_kernel": before["axis_kernel"] if row.forward is True else added,
-            "both_axes_kernel": before["both_axes_kernel"] if row.forward is False else added,
+            "backward": before["backward"] if row.forward is True else added,
+            "forward": before["forward"] if row.forward is False else added,
         }
     )

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smlp import SMLPBlock, SparseMLP
 from smlp_kernels import FusedSMLPBlock, fuse_model, warmup
-from smlp_kernels.launch import Call, specialisation
+from smlp_kernels.launch import Call
 from tests.smlp_kernels.oracle import DEVICE
+from tools import aot
 
 
 def model_of(dtype: torch.dtype = torch.float32, *, fuse_bias: bool = True) -> nn.Module:
@@ -28,22 +29,21 @@ def model_of(dtype: torch.dtype = torch.float32, *, fuse_bias: bool = True) -> n
 
 def described(call: Call) -> str:
     """All that decides about the binary."""
-    plan = call.plan
-    return repr((plan.kernel.__name__, plan.options, specialisation(call)))
+    source, plan = aot.source(call), call.plan
+    return repr((source.fn.__name__, plan.options, source.signature, plan.constants))
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What was compiled and what was launched."""
     seen: dict[str, list[str]] = {"compile": [], "launch": []}
-    for name, notes in seen.items():
-        run = getattr(Call, name)
+    original = Call.by_triton
 
-        def noted(self: Call, *x: Tensor, run: Any = run, notes: list[str] = notes) -> Any:
-            notes.append(described(self))
-            return run(self, *x)
+    def noted(self: Call, *, launch: bool = True) -> Any:
+        seen["launch" if launch else "compile"].append(described(self))
+        return original(self, launch=launch)
 
-        monkeypatch.setattr(Call, name, noted)
+    monkeypatch.setattr(Call, "by_triton", noted)
     return seen
 
 
@@ -79,7 +79,7 @@ def test_under_autocast(calls: dict[str, list[str]]) -> None:
         y = model(torch.randn(2, 3, 6, 5, device=DEVICE))
     y.sum().backward()
     assert set(calls["launch"]) == set(calls["compile"])
-    (forward,) = {c for c in calls["compile"] if "both_axes_kernel" in c}
+    (forward,) = {c for c in calls["compile"] if "'ALONG_H': None" in c}
     assert "fp16" in forward and "fp32" in forward  # x, and the biases
 
 
