@@ -72,8 +72,8 @@ def mix_backward(
         fuse = fuse.as_strided((channels, end - start), (3 * channels, 1), offset)
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
-    along_h = *along_h, partial_h if needed.proj_h else None
-    along_w = *along_w, partial_w if needed.proj_w else None
+    along = *along_h, partial_h if needed.proj_h else None
+    along += *along_w, partial_w if needed.proj_w else None
     dx_images = None
     for chunk in plan.chunks:
         dy_images = chunk.read(dy, dy_is_rows, launch)
@@ -83,7 +83,7 @@ def mix_backward(
         if end:
             product = matrix.as_strided((chunk.pixels, end - start), (columns, 1), start)
             torch.mm(chunk.matrix(dy_images), fuse, out=product)
-        run_axes(plan.axes, chunk, matrix, x_images, dx_images, along_h, along_w, launch)
+        run_axes(plan.axes, chunk, (matrix, x_images, dx_images, *along), launch)
         if needed.fuse:
             parts = plan.total[0]
             size = chunk.pixels // parts

@@ -52,12 +52,12 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
     matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
-    along_h, along_w = (*along_h, None), (*along_w, None)
     for chunk in plan.chunks:
         x_images = chunk.read(x, x_is_rows, launch)
         y_images = chunk.images(y) if rows[1] else torch.empty_like(x_images)
         y_rows = chunk.matrix(y_images)
-        run_axes(plan.axes, chunk, matrix, x_images, None, along_h, along_w, launch)
+        tensors = matrix, x_images, None, *along_h, None, *along_w, None
+        run_axes(plan.axes, chunk, tensors, launch)
         mixed = matrix.as_strided((chunk.pixels, 3 * channels), (plan.matrix[1], 1))
         if bias is None:
             torch.mm(mixed, fuse, out=y_rows)

@@ -10,38 +10,27 @@ from smlp_kernels.launch import Call, Launch, Plan, cdiv
 TILES = 160  # of the products over pixels: a constant, so that sums do not depend on the chip
 
 
-Along = tuple[Tensor, Tensor | None, Tensor | None]  # projection, bias, partial results
-
-
-def run_axes(
-    axes: Axes,
-    chunk: Chunk,
-    g: Tensor,
-    x: Tensor | None,
-    dx: Tensor | None,
-    along_h: Along,
-    along_w: Along,
-    launch: Launch,
-) -> None:
-    """Both axes of a chunk: what ``axes_kernel`` is launched with, ``g`` with rows to spare."""
+def run_axes(axes: Axes, chunk: Chunk, tensors: tuple[Tensor | None, ...], launch: Launch) -> None:
+    """Both axes of a chunk; the tensors are those of ``axes_kernel``, ``g`` with rows to spare."""
     for plan in chunk.plans:
         if isinstance(plan, Plan):
-            launch(Call(plan, (g, x, dx, *along_h, *along_w)))
+            launch(Call(plan, tensors))
         else:
-            along = along_h if plan else along_w
-            run_by_products(axes, plan, g[: chunk.pixels], x, dx, *along, not chunk.first)
+            g, x, dx, *along = tensors
+            along = along[:3] if plan else along[3:]
+            run_by_products(axes, plan, not chunk.first, g[: chunk.pixels], x, dx, *along)
 
 
 def run_by_products(
     axes: Axes,
     along_h: bool,
+    first: bool,
     g: Tensor,
     x: Tensor | None,
     dx: Tensor | None,
     proj: Tensor,
     bias: Tensor | None,
     partial: Tensor | None,
-    first: bool,
 ) -> None:
     """What ``run_along`` does, by PyTorch's products: for an axis that no tile holds."""
     channels, height, width = axes.size
