@@ -105,7 +105,7 @@ def shipped_cases(
         cases += [Case(*shape, "bf16", True, arch) for shape in (*stages[1:3], *stages[4:])]
         cases += [Case(*shape, "bf16", False, arch) for shape in STAGES[:4]]
         cases += [Case(*large, name, True, arch) for name in ("fp16", "fp32", "fp64")]
-        cases += [Case(*large, "tf32", False, arch)]
+        cases += [Case(*large, "tf32", False, arch), Case(*STAGES[1], "fp32", True, arch)]
         cases += [
             Case(*LARGEST, name, channels_last, arch)
             for name in ("bf16", "tf32", "fp32", "fp64")
