@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axes, Needed, matrix_columns, split_batch
 from smlp_kernels.kernels.narrow import is_narrow, narrow_plans
-from smlp_kernels.kernels.products import add_products, parts_of, run_axes
+from smlp_kernels.kernels.products import add_products, parts_of, run_by_products
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.kernels.weight_sums import weight_sums_plan
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
@@ -72,8 +72,10 @@ def mix_backward(
         fuse = fuse.as_strided((channels, end - start), (3 * channels, 1), offset)
     columns = plan.matrix[1]
     matrix = x.new_empty(*plan.matrix)
-    along = *along_h, partial_h if needed.proj_h else None
-    along += *along_w, partial_w if needed.proj_w else None
+    weights_and_sums = (
+        *(*along_h, partial_h if needed.proj_h else None),
+        *(*along_w, partial_w if needed.proj_w else None),
+    )
     dx_images = None
     for chunk in plan.chunks:
         dy_images = chunk.read(dy, dy_is_rows, launch)
@@ -83,7 +85,12 @@ def mix_backward(
         if end:
             product = matrix.as_strided((chunk.pixels, end - start), (columns, 1), start)
             torch.mm(chunk.matrix(dy_images), fuse, out=product)
-        run_axes(plan.axes, chunk, (matrix, x_images, dx_images, *along), launch)
+        tensors = matrix, x_images, dx_images, *weights_and_sums
+        for along in chunk.plans:
+            if isinstance(along, Plan):
+                launch(Call(along, tensors))
+            else:
+                run_by_products(plan.axes, chunk, along, tensors)
         if needed.fuse:
             parts = plan.total[0]
             size = chunk.pixels // parts

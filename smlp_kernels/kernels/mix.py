@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import FORWARD, Axes, matrix_columns, split_batch
 from smlp_kernels.kernels.narrow import is_narrow, narrow_plans
-from smlp_kernels.kernels.products import run_axes
+from smlp_kernels.kernels.products import run_by_products
 from smlp_kernels.kernels.rows import Chunk, chunks_of, copy_images, is_rows
 from smlp_kernels.launch import PLANS, Call, Launch, Plan, input_precision
 from smlp_kernels.weights import as_read, dense
@@ -57,7 +57,11 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
         y_images = chunk.images(y) if rows[1] else torch.empty_like(x_images)
         y_rows = chunk.matrix(y_images)
         tensors = matrix, x_images, None, *along_h, None, *along_w, None
-        run_axes(plan.axes, chunk, tensors, launch)
+        for along in chunk.plans:
+            if isinstance(along, Plan):
+                launch(Call(along, tensors))
+            else:
+                run_by_products(plan.axes, chunk, along, tensors)
         mixed = matrix.as_strided((chunk.pixels, 3 * channels), (plan.matrix[1], 1))
         if bias is None:
             torch.mm(mixed, fuse, out=y_rows)

@@ -5,34 +5,18 @@ from torch import Tensor
 
 from smlp_kernels.kernels.axis import Axes
 from smlp_kernels.kernels.rows import Chunk
-from smlp_kernels.launch import Call, Launch, Plan, cdiv
+from smlp_kernels.launch import cdiv
 
 TILES = 160  # of the products over pixels: a constant, so that sums do not depend on the chip
 
 
-def run_axes(axes: Axes, chunk: Chunk, tensors: tuple[Tensor | None, ...], launch: Launch) -> None:
-    """Both axes of a chunk; the tensors are those of ``axes_kernel``, ``g`` with rows to spare."""
-    for plan in chunk.plans:
-        if isinstance(plan, Plan):
-            launch(Call(plan, tensors))
-        else:
-            g, x, dx, *along = tensors
-            along = along[:3] if plan else along[3:]
-            run_by_products(axes, plan, not chunk.first, g[: chunk.pixels], x, dx, *along)
-
-
 def run_by_products(
-    axes: Axes,
-    along_h: bool,
-    first: bool,
-    g: Tensor,
-    x: Tensor | None,
-    dx: Tensor | None,
-    proj: Tensor,
-    bias: Tensor | None,
-    partial: Tensor | None,
+    axes: Axes, chunk: Chunk, along_h: bool, tensors: tuple[Tensor | None, ...]
 ) -> None:
-    """What ``run_along`` does, by PyTorch's products: for an axis that no tile holds."""
+    """What ``axes_kernel`` does with these tensors along an axis that no tile holds."""
+    g, x, dx, *along = tensors
+    proj, bias, partial = along[:3] if along_h else along[3:]
+    g, first = g[: chunk.pixels], not chunk.first
     channels, height, width = axes.size
     needed = axes.needed
 
