@@ -31,7 +31,7 @@ def run_along(
     pid,
     g_ptr,  # [pixels, COLUMNS]: Gh, Gw, Gi or nothing yet, and room for ones
     x_ptr,  # [pixels, C]; None where only dx is wanted
-    dx_ptr,  # [pixels, C]; None along H, or where dx is not wanted
+    dx_ptr,  # [pixels, C]; None where dx is not wanted
     proj_ptr,  # [SIZE, SIZE] out, in
     bias_ptr,  # [SIZE] or None
     partial_ptr,  # [programs, SIZE * SIZE + SIZE]: what a program has added up; None if not wanted
