@@ -13,6 +13,7 @@ from torch import Tensor
 
 INT32_MAX = 2**31 - 1
 PLANS = 1024  # kept per process and operator: one for each combination of shapes, strides and types
+HOPPER = os.environ.get("SMLP_KERNELS_HOPPER") != "0"  # kernels that only 9.0 has are on
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # fixed when the kernels are imported
 
 # Minor versions of Triton whose compiled kernels are known to be called as Call.launch calls them.

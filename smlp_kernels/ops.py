@@ -23,7 +23,6 @@ memory format, and of proj_h, bias_h, proj_w, bias_w, fuse and a bias [C], round
 of their weight, and empty tensors in the place of those not needed.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -38,14 +37,12 @@ from smlp_kernels import hopper
 from smlp_kernels.kernels import backward
 from smlp_kernels.kernels import mix as forward
 from smlp_kernels.kernels.backward import Needed
-from smlp_kernels.launch import Call, arch_of, on_device_of
+from smlp_kernels.launch import HOPPER, Call, arch_of, on_device_of
 from smlp_kernels.weights import Weights
 
 Grads = tuple[Tensor | None, ...]
 
-run_hopper: Callable[[Tensor, Weights], Tensor | None] | None = hopper.mix
-if os.environ.get("SMLP_KERNELS_HOPPER") == "0":
-    run_hopper = None
+run_hopper: Callable[[Tensor, Weights], Tensor | None] | None = hopper.mix if HOPPER else None
 
 LIBRARY = library.Library("smlp_kernels", "DEF")
 LIBRARY.define(

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from smlp_kernels.launch import INT32_MAX, Plan, cdiv
+from smlp_kernels.launch import HOPPER, INT32_MAX, Plan, cdiv
 
 ROWS = 64  # of a tile: positions, rounded up to a power of two, times lines
 
@@ -148,7 +148,7 @@ def narrow_kernel(
 
 
 # Where the traffic of the L2 cache was measured to be what takes the time.
-ARCHS: tuple[int, ...] = (90,)
+ARCHS: tuple[int, ...] = (90,) if HOPPER else ()
 PROGRAMS = 396  # at most: a constant, so that the order of sums does not depend on the chip
 SLICE = 32  # of the backward, whose sums take most registers
 REGISTERS = 168  # of a thread: three programs on a multiprocessor

@@ -12,6 +12,7 @@ import torch
 from benchmarks.timing import Samples
 from benchmarks.workbench import WrongResultError
 from smlp_kernels import ops
+from smlp_kernels.kernels import narrow
 from smlp_kernels.kernels.tiles import AXIS_TABLE, AxisRow, axis_row
 from smlp_kernels.table import set_rows
 from tools import aot, tune
@@ -27,7 +28,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AxisRow]]:
     rows = list(AXIS_TABLE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: GPU)
-    monkeypatch.setattr(ops, "run_hopper", ops.run_hopper)  # which is switched off: restore it
+    for module, name in ((ops, "run_hopper"), (narrow, "ARCHS")):  # are switched off: restored
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     yield rows
     set_rows(rows)

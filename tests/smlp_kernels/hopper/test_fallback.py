@@ -152,10 +152,11 @@ def test_other_chips_compare_one_number(arch: int, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("value", "expected"), [(None, True), ("0", False), ("1", True)])
 def test_on_unless_the_variable_is_0(value: str | None, expected: bool) -> None:
-    code = "from smlp_kernels import ops; print(ops.run_hopper is not None)"
+    code = "from smlp_kernels import ops; from smlp_kernels.kernels import narrow; "
+    code += "print(ops.run_hopper is not None, narrow.ARCHS == (90,))"
     environment = {k: v for k, v in os.environ.items() if k != "SMLP_KERNELS_HOPPER"}
     if value is not None:
         environment["SMLP_KERNELS_HOPPER"] = value
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == str(expected)
+    assert result.stdout.split() == [str(expected)] * 2
