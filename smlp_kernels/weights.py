@@ -39,7 +39,7 @@ def as_read(x: Tensor, weights: Sequence[Any]) -> tuple[Along, Along, Tensor]:
     if not (proj_h.is_contiguous() and proj_w.is_contiguous()):
         given = [proj_h, proj_w]
         proj_h, proj_w = copies = [x.new_empty(proj.shape) for proj in given]
-        torch._foreach_copy_(copies, given)
+        torch._foreach_copy_(copies, given)  # in one launch
     return (proj_h, dense(bias_h)), (proj_w, dense(bias_w)), fuse
 
 

@@ -36,8 +36,8 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     along_h, along_w, fuse = as_read(x, weights)
     has_map = bias is not None and bias.dim() == 3
     x_is_rows = is_rows(x)
-    rows = x_is_rows, x_is_rows or is_rows(y)
-    plan = mix_plan(shape, rows, has_map, dtype, input_precision(dtype), arch)
+    y_is_rows = x_is_rows or is_rows(y)
+    plan = mix_plan(shape, (x_is_rows, y_is_rows), has_map, dtype, input_precision(dtype), arch)
     if plan.narrow is not None:
         h, w = plan.narrow
         fuse, bias = fuse.contiguous(), dense(bias.permute(1, 2, 0) if has_map else bias)
@@ -54,7 +54,7 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
     matrix = x.new_empty(*plan.matrix)  # a tuple takes twice as long
     for chunk in plan.chunks:
         x_images = chunk.read(x, x_is_rows, launch)
-        y_images = chunk.images(y) if rows[1] else torch.empty_like(x_images)
+        y_images = chunk.images(y) if y_is_rows else torch.empty_like(x_images)
         y_rows = chunk.matrix(y_images)
         tensors = matrix, x_images, None, *along_h, None, *along_w, None
         for along in chunk.plans:
@@ -70,7 +70,7 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
             torch.addmm(y_rows, mixed, fuse, out=y_rows)
         else:
             torch.addmm(bias, mixed, fuse, out=y_rows)
-        if not rows[1]:
+        if not y_is_rows:
             copy_images(y_images, chunk.images(y), launch)
     return y
 

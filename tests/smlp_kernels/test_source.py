@@ -86,7 +86,7 @@ def test_kernels_are_launched_in_one_place_under_the_device_guard() -> None:
             node
             for node in ast.walk(tree(path))
             if isinstance(node, ast.With)
-            and "on_device_of(" in ast.unparse(node.items[0].context_expr)
+            and re.match(r"(launch\.)?on_device_of\(", ast.unparse(node.items[0].context_expr))
         ]
         calls_there = [call for call in calls(path) if guarded(call)]
         assert len(calls_there) == expected
