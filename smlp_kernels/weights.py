@@ -36,11 +36,7 @@ def as_read(x: Tensor, weights: Sequence[Any]) -> tuple[Along, Along, Tensor]:
     proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
     if not (x.dtype is proj_h.dtype is proj_w.dtype is fuse.dtype):
         proj_h, proj_w, fuse = in_type_of(x, proj_h, proj_w, fuse)
-    if not (proj_h.is_contiguous() and proj_w.is_contiguous()):
-        given = [proj_h, proj_w]
-        proj_h, proj_w = copies = [x.new_empty(proj.shape) for proj in given]
-        torch._foreach_copy_(copies, given)  # in one launch
-    return (proj_h, dense(bias_h)), (proj_w, dense(bias_w)), fuse
+    return (proj_h.contiguous(), dense(bias_h)), (proj_w.contiguous(), dense(bias_w)), fuse
 
 
 def dense(bias: Tensor | None) -> Tensor | None:
