@@ -3,10 +3,6 @@
 Two clocks. pytest-benchmark's own statistics are the latency a user sees: synchronised before and
 after, over inputs that rotate. ``extra_info["gpu_us"]`` is the time on the device, measured with
 all providers of a group in turn; shares of the floor and ratios are of this one.
-
-Choose a part of it, for instance::
-
-    pytest benchmarks --benchmark-only --shapes=small --providers=eager_nhwc,fused --passes=fwd
 """
 
 import itertools

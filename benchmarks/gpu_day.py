@@ -28,7 +28,7 @@ import torch
 from benchmarks import environment, report
 from benchmarks.roofline import Ceilings
 from benchmarks.shapes import STAGES, VARIANTS, WIDTHS
-from benchmarks.steps import ALL_TESTS, FIRST_TESTS, Step, block, checker, dram, tests
+from benchmarks.steps import ALL_TESTS, FIRST_TESTS, Step, block, checker, dram, limits, tests
 from smlp.files import write_atomically
 from smlp.machine import in_words
 
@@ -53,8 +53,8 @@ def steps() -> list[Step]:
         Step("compile", (jobs, "compile-stages"), 150),
         *(block(name, name, QUICK) for name in WIDTHS),
         Step("hopper", (hopper,)),
-        dram("small-28"),  # x and y of neither fit the L2
-        dram("small-56"),
+        *map(dram, ("small-28", "small-56")),  # x and y of neither fit the L2
+        *map(limits, ("small-14", "small-28", "small-56")),
         block("host", "host", "eager_nhwc,handwritten,fused"),
         Step("network", ("benchmarks.network",), 120),
         tests("tests", "gpu and not large", ALL_TESTS, *(f"--deselect={t}" for t in FIRST_TESTS)),

@@ -128,14 +128,7 @@ def draw(rows: Iterable[Row], title: str, path: Path) -> None:
 
 
 def write(folder: Path, text: Iterable[str], rows: Sequence[Row], title: str) -> list[Path]:
-    """Write ``report.md`` and, of rows, ``share_of_floor.png``; returns the paths of both.
-
-    Args:
-        folder: where they go.
-        text: lines of the page.
-        rows: what is drawn, with a GPU time each.
-        title: of the picture.
-    """
+    """Write ``report.md`` and, of rows with a GPU time, ``share_of_floor.png``; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     page, picture = folder / "report.md", folder / "share_of_floor.png"
     page.write_text("\n".join(text) + "\n")

@@ -2,7 +2,7 @@
 
 python -m benchmarks.standalone compile small-56
 python -m benchmarks.standalone compile-stages
-python -m benchmarks.standalone forward small-56
+python -m benchmarks.standalone forward small-56   # or training
 python -m benchmarks.standalone first-calls small-14
 """
 
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import torch
@@ -55,8 +56,8 @@ def compile_stages() -> None:
     print(json.dumps({"compiled": list(jobs)}))
 
 
-def forward(name: str) -> None:
-    """Warm up, then run PROFILED_CALLS fused forwards between cudaProfilerStart and Stop.
+def profiled(name: str, pass_: str = "inference") -> None:
+    """Warm up, then run PROFILED_CALLS of the fused block between cudaProfilerStart and Stop.
 
     The inputs rotate over more bytes than the L2 holds, so that in the steady state every call
     reads its input from DRAM, and what a call leaves dirty in the L2 is made up for by what it
@@ -67,7 +68,7 @@ def forward(name: str) -> None:
     from benchmarks.workbench import open_workbench
 
     fused = [PROVIDERS["fused"]]
-    with open_workbench(BY_NAME[name], "bf16", "channels_last", "inference", fused) as bench:
+    with open_workbench(BY_NAME[name], "bf16", "channels_last", pass_, fused) as bench:
         steps = bench.steps("fused")
         kept = [None] * (len(steps) + 1)  # outputs go to different addresses as well
         for index in range(2 * len(steps)):
@@ -119,7 +120,8 @@ def first_calls(name: str) -> None:
 JOBS: dict[str, Callable[..., None]] = {
     "compile": compile_kernels,
     "compile-stages": compile_stages,
-    "forward": forward,
+    "forward": profiled,
+    "training": partial(profiled, pass_="fwd+bwd"),
     "first-calls": first_calls,
 }
 

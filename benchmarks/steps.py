@@ -86,6 +86,13 @@ def dram_bytes(printed: str, _: Path) -> dict[str, Any]:
     return {"read": read, "written": written, "over_ideal": (read + written) / told["ideal"]}
 
 
+def tables(printed: str, _: Path) -> dict[str, Any]:
+    """How many tables of Nsight Compute there are to read, one for each kernel and section."""
+    if not (count := printed.count("Section: ")):
+        raise ValueError("no tables in what ncu printed")
+    return {"tables": count}
+
+
 def problems(printed: str) -> list[str]:
     """Lines that say what went wrong, or the last one."""
     lines = re.findall(r"(?m)^(?:FAILED|ERROR|==ERROR==|========= +(?!COMPUTE)).*", printed)
@@ -182,13 +189,23 @@ def checker(tool: str, module: str, *arguments: str) -> Step:
     return Step(name, (module, *arguments), 120, verdict, under)
 
 
-def dram(shape: str) -> Step:
-    """DRAM bytes of a fused forward by Nsight Compute's counters."""
-    # the clocks and the L2 as they are: two counters fit one pass, nothing is replayed
+def profiled(name: str, job: str, shape: str, read: Reader, *options: str) -> Step:
+    """Nsight Compute's view of the profiled calls, with clocks and the L2 as they are."""
     quiet = ("--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off")
+    command = ("benchmarks.standalone", job, shape)
+    return Step(f"{name}-{shape}", command, read=read, under=("ncu", *quiet, *options))
+
+
+def dram(shape: str) -> Step:
+    """DRAM bytes of a fused forward; two counters fit one pass, so that nothing is replayed."""
     counters = ("--csv", "--print-units", "base", "--metrics", ",".join(DRAM_COUNTERS))
-    job = ("benchmarks.standalone", "forward", shape)
-    return Step(f"dram-{shape}", job, read=dram_bytes, under=("ncu", *quiet, *counters))
+    return profiled("dram", "forward", shape, dram_bytes, *counters)
+
+
+def limits(shape: str) -> Step:
+    """What limits each kernel of a training step: tables to read in the file of what it printed."""
+    options = ("--launch-count", "30", "--set", "full", "--print-details", "all")
+    return profiled("limits", "training", shape, tables, *options)
 
 
 def block(

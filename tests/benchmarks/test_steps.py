@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import steps
-from benchmarks.steps import Step, checker, dram, dram_bytes, objects, outcomes, problems, verdict
+from benchmarks.steps import (
+    Step,
+    checker,
+    dram,
+    dram_bytes,
+    limits,
+    objects,
+    outcomes,
+    problems,
+    tables,
+    verdict,
+)
 
 NOWHERE = Path("nowhere")
 NCU = """==PROF== Connected to process 1
@@ -61,6 +72,13 @@ def test_bytes_of_a_call() -> None:
     assert found == {"read": 2000, "written": 1000, "over_ideal": 3.0}
     with pytest.raises(ValueError, match="no DRAM counters"):
         dram_bytes('{"calls": 4, "ideal": 1000}\n==PROF== nothing', NOWHERE)
+
+
+def test_tables_of_a_training_step() -> None:
+    assert limits("small-14").command[-3:] == ["benchmarks.standalone", "training", "small-14"]
+    assert tables("  Section: A\n  Section: B\n", NOWHERE) == {"tables": 2}
+    with pytest.raises(ValueError, match="no tables in what ncu printed"):
+        tables("==PROF== nothing", NOWHERE)
 
 
 def test_problems_are_lines_that_say_what_went_wrong() -> None:

@@ -28,7 +28,8 @@ VARIABLES = {
 BESIDE_REFERENCE = {"eager_nchw", "eager_nhwc", "handwritten", "fused"}
 COMPILED = {"compiled", "handwritten_compiled"}
 # of steps that differ in little but shapes, types and tools, the first
-STEPS = "^(?!base|tiny|host|dram-small-56|racecheck|small-fp16|compiled-(?!small-14))"
+LEFT_OUT = "base|tiny|host|(dram|limits)-small-56|limits-small-28|racecheck|small-fp16"
+STEPS = f"^(?!{LEFT_OUT}|compiled-(?!small-14))"
 
 
 def run(*command: str, missing: Iterable[str] = (), status: int = 0) -> str:
