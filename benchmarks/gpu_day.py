@@ -1,13 +1,13 @@
-"""All there is to measure on a GPU, the most telling first, in calls of under ten minutes::
+"""Measure all that needs a GPU, the most telling first, in calls of under ten minutes.
 
     python -m benchmarks.gpu_day --out bench_out/gpu-day [--minutes 9] [--only PATTERN]
 
 Every step is a process, so that one that hangs or leaves the GPU unusable costs nothing but itself.
-Its results are written down when it ends, also if it had to be stopped; a call with the same folder
-continues where the one before stopped. Without a GPU this lists the steps and runs none.
+Its results are saved when it ends, even if it had to be stopped; a call with the same folder
+continues where the previous one stopped. Without a GPU this lists the steps and runs none.
 
 Writes into the folder: ``results.json`` (all results), ``report.md`` (all tables),
-``share_of_floor.png``, and of each step what it printed.
+``share_of_floor.png``, and the output of each step.
 """
 
 import argparse
@@ -131,12 +131,13 @@ def conclude(results: dict[str, Any], folder: Path, command: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    text = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_day", description=text)
     text = "folder of the results: a new or empty one, or that of an earlier call"
     parser.add_argument("--out", type=Path, required=True, help=text)
-    text = f"when to stop measuring; default {MINUTES:g}, so that all takes at most 9.5"
+    text = f"when to stop measuring; default {MINUTES:g}, so that a call takes at most 9.5"
     parser.add_argument("--minutes", type=float, default=MINUTES, help=text)
-    text = "regular expression: leave out all steps whose names it does not match"
+    text = "regular expression: run only steps whose names it matches"
     parser.add_argument("--only", default="", metavar="PATTERN", help=text)
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes

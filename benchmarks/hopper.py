@@ -1,4 +1,4 @@
-"""The Hopper kernel on the GPU that it is for: is it right, and how fast next to Triton's kernels::
+"""Check the Hopper kernel on its GPU and time it next to Triton's kernels.
 
 python -m benchmarks.hopper           # all stages that it takes
 python -m benchmarks.hopper small-14  # one of them
@@ -73,7 +73,8 @@ def once() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    text = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m benchmarks.hopper", description=text)
     names = [shape.name for shape in TAKEN]
     parser.add_argument("what", nargs="?", choices=["once", *names], help="by default all stages")
     what = parser.parse_args().what

@@ -1,4 +1,4 @@
-"""A whole SparseMLP with its defaults, plain blocks next to fused ones::
+"""Time a whole SparseMLP with its defaults, plain blocks next to fused ones.
 
     python -m benchmarks.network [--compiled]
 
@@ -93,7 +93,7 @@ def measure(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--compiled", action="store_true", help="both through torch.compile")
+    parser.add_argument("--compiled", action="store_true", help="both models through torch.compile")
     for found in network(compiled=parser.parse_args().compiled):
         print(json.dumps(found), flush=True)
 

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.numerics``: errors against float64, written into docs/numerics.md.
+"""Measure errors against float64 and write them into docs/numerics.md.
 
-Every stage shape and type, forward and backward, the fused block next to PyTorch's own operators at
-the same precision. Without a GPU the compiled kernels are executed on the CPU, see
-tests/ptx/README.md.
+``python -m benchmarks.numerics`` takes every stage shape and type, forward and backward, the fused
+block next to PyTorch's own operators at the same precision. Without a GPU the compiled kernels are
+executed on the CPU: see tests/ptx/README.md.
 """
 
 import argparse
@@ -137,7 +137,8 @@ def around_the_table(page: Path) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    text = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m benchmarks.numerics", description=text)
     parser.add_argument("--page", type=Path, default=PAGE, help="file with the markers")
     page = parser.parse_args().page
     try:

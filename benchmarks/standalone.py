@@ -1,4 +1,4 @@
-"""Jobs for processes that have just started: compiling, forwards to profile, first calls::
+"""Run a job that wants a process of its own: compiling, forwards to profile, first calls.
 
 python -m benchmarks.standalone compile small-56
 python -m benchmarks.standalone compile-stages
@@ -129,7 +129,7 @@ JOBS: dict[str, Callable[..., None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", choices=JOBS)
-    parser.add_argument("shape", nargs="?", choices=sorted(BY_NAME), help="but for compile-stages")
+    parser.add_argument("shape", nargs="?", choices=sorted(BY_NAME), help="not for compile-stages")
     arguments = parser.parse_args()
     if (arguments.job == "compile-stages") != (arguments.shape is None):
         parser.error("shape: expected for every job but compile-stages")

@@ -71,7 +71,10 @@ def _add_ablations(subparsers: Subparsers) -> None:
     )
     train_cli.add_arguments(parser, CHOSEN, **DEFAULTS)
     parser.add_argument(
-        "--seeds", type=train_cli.integers, default=(0,), help="one run each (default 0)"
+        "--seeds",
+        type=train_cli.integers,
+        default=(0,),
+        help="seeds, such as 0,1,2; every ablation is trained once with each (default 0)",
     )
 
 
@@ -85,17 +88,19 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     parser = _command(
         subparsers,
         "evaluate",
-        "accuracy and loss of a trained network on held-out images",
+        "print accuracy and loss of a trained network on held-out images",
         _evaluate,
     )
     _add_checkpoint(parser)
     parser.add_argument(
         "--data",
-        help="digits, mnist5k, or a folder of class folders, or one holding those in val/; "
-        "by default what the network was trained on",
+        help="digits, mnist5k, a folder of class folders, or a folder with those in val/; "
+        "by default the data that the network was trained on",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default 64)")
-    parser.add_argument("--workers", type=int, default=4, help="processes that read images")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="processes that read images (default 4)"
+    )
     _add_device(parser)
 
 
@@ -113,9 +118,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _add_predict(subparsers: Subparsers) -> None:
-    parser = _command(
-        subparsers, "predict", "the likeliest classes of image files, a line for each", _predict
-    )
+    parser = _command(subparsers, "predict", "print the likeliest classes of image files", _predict)
     _add_checkpoint(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder of them")
     parser.add_argument("--top", type=int, default=3, help="classes to name (default 3)")
@@ -151,19 +154,36 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto for a GPU if any")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, or auto for a GPU where there is one (default auto)",
+    )
 
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="model.pt of a run of smlp train; or the options:")
-    parser.add_argument("--model", choices=MODELS, default="smlpnet_tiny", help="which network")
+    parser.add_argument("--checkpoint", help="model.pt of a run of smlp train; instead of it:")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="smlpnet_tiny",
+        help="which network (default smlpnet_tiny)",
+    )
     size = train_cli.height_and_width
-    parser.add_argument("--image-size", type=size, metavar="N,N", help="height,width of the images")
+    parser.add_argument(
+        "--image-size", type=size, metavar="N,N", help="height,width of the images, or one number"
+    )
     integers = train_cli.integers
     parser.add_argument("--depth", type=integers, metavar="N,N", help="layers of each stage")
     parser.add_argument("--ablation", choices=tuple(ABLATIONS), help="one change to an smlpnet")
-    for name in ("--patch-size", "--in-channels", "--num-classes", "--d-model"):
-        parser.add_argument(name, type=int)
+    counts = {
+        "--patch-size": "side of a patch in pixels",
+        "--in-channels": "channels of the images",
+        "--num-classes": "outputs of the network",
+        "--d-model": "channels of the first stage",
+    }
+    for name, text in counts.items():
+        parser.add_argument(name, type=int, help=text)
 
 
 def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | None]:
@@ -188,7 +208,7 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
         return build_model(arguments.model, given), None
     if given:
         raise ValueError(
-            f"checkpoint: expected without sizes, got {', '.join(given)}; it has its own"
+            f"checkpoint: expected without a network's options, got {', '.join(given)}"
         )
     trained = load_network(arguments.checkpoint)
     return trained.network, trained
@@ -196,11 +216,18 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
 
 def _add_info(subparsers: Subparsers) -> None:
     parser = _command(
-        subparsers, "info", "parameters, multiply-adds and memory of every stage", _info
+        subparsers, "info", "print parameters, multiply-adds and memory of every stage", _info
     )
     _add_network_options(parser)
-    parser.add_argument("--batch-size", type=int, default=1, help="images that memory is for")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="images that memory is counted for (default 1)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of parameters and activations (default float32)",
+    )
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -211,12 +238,12 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _add_fields(subparsers: Subparsers) -> None:
     parser = _command(
-        subparsers, "fields", "picture of the receptive field after some of the layers", _fields
+        subparsers, "fields", "draw the receptive field after some of the layers", _fields
     )
     _add_network_options(parser)
     depths: dict[str, Any] = {"type": train_cli.integers, "metavar": "N,N"}
     depths["default"] = (1, 2, 3, 4)
-    parser.add_argument("--depths", **depths, help="after how many layers (default 1,2,3,4)")
+    parser.add_argument("--depths", **depths, help="numbers of layers (default 1,2,3,4)")
     parser.add_argument("--image", help="measure on this image instead of noise")
     parser.add_argument("--out", default="fields.png", help="the picture (default fields.png)")
 
@@ -242,7 +269,7 @@ def _fields(arguments: argparse.Namespace) -> None:
 
 def _add_features(subparsers: Subparsers) -> None:
     parser = _command(
-        subparsers, "features", "picture of a trained network's feature maps of an image", _features
+        subparsers, "features", "draw a trained network's feature maps of an image", _features
     )
     _add_checkpoint(parser)
     parser.add_argument("--image", required=True, help="an image file")
@@ -268,7 +295,9 @@ def _features(arguments: argparse.Namespace) -> None:
 
 
 def _add_export(subparsers: Subparsers) -> None:
-    parser = _command(subparsers, "export", "an ONNX file, compared with the network", _export)
+    parser = _command(
+        subparsers, "export", "write an ONNX file and compare it with the network", _export
+    )
     _add_network_options(parser)
     parser.add_argument("--out", default="model.onnx", help="the file (default model.onnx)")
 
@@ -280,7 +309,7 @@ def _export(arguments: argparse.Namespace) -> None:
     difference = largest_difference(out, network, example(network, batch=3))
     print(f"wrote {out}: ONNX Runtime differs by at most {difference:.1e} of the largest output")
     if trained is not None:
-        print(f"its images: from 0 to 1, minus {trained.mean}, divided by {trained.std}")
+        print(f"it takes images from 0 to 1, minus {trained.mean}, divided by {trained.std}")
 
 
 def _write(figure: "Figure", out: str) -> None:

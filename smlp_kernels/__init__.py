@@ -5,6 +5,7 @@ from smlp_kernels._requirements import require_cache_folder, require_versions
 require_versions()
 _cache_folder = require_cache_folder()  # kept as long as the process
 
+from smlp_kernels import table  # noqa: E402
 from smlp_kernels.functional import fallback_reason, fused_smlp  # noqa: E402
 from smlp_kernels.modules import FusedSMLPBlock  # noqa: E402
 from smlp_kernels.surgery import fuse_model, unfuse_model  # noqa: E402
@@ -17,6 +18,7 @@ __all__ = [
     "fallback_reason",
     "fuse_model",
     "fused_smlp",
+    "table",
     "unfuse_model",
     "warmup",
 ]

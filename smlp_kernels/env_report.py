@@ -1,6 +1,6 @@
 """``python -m smlp_kernels.env_report``: versions, GPU, and the path a block would take here.
 
-For bug reports, and for the question why a block runs on PyTorch.
+For bug reports, and to find out why a block runs on PyTorch.
 """
 
 import argparse
@@ -56,15 +56,15 @@ def path_of(x: torch.Tensor) -> list[str]:
             lines.append(f"{name} along {axis}: {row or 'products of PyTorch'}")
     if is_narrow(x.shape, x.dtype, arch_of(x)):
         lines.append("instead of these, if channels_last: narrow_kernel along H and W")
-    return [*lines, f"instead of the forward's, if channels_last: {hopper_path(x)}"]
+    return [*lines, f"Hopper kernel for a channels_last forward: {hopper_path(x)}"]
 
 
 def hopper_path(x: torch.Tensor) -> str:
     """The kernel in CUDA C++ that takes an input of this shape, type and device, or why none."""
     if ops.run_hopper is None:
-        return "no Hopper kernel: SMLP_KERNELS_HOPPER=0 is set"
+        return "none: SMLP_KERNELS_HOPPER=0 is set"
     if arch_of(x) != hopper.ARCH:
-        return "no Hopper kernel: the compute capability is not 9.0"
+        return "none: the compute capability is not 9.0"
     _, channels, height, width = x.shape
     block = SMLPBlock(height, width, channels, dtype=x.dtype, device="meta")
     x_rows = torch.empty_like(x, memory_format=torch.channels_last, device="meta")
@@ -79,10 +79,14 @@ def block_size(text: str) -> tuple[int, int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Report versions, GPU and a block's path.")
-    parser.add_argument("--block", type=block_size, default=(56, 56, 80), metavar="HxWxC")
-    parser.add_argument("--dtype", choices=TYPES, default="bf16", help="type of the block's input")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    text = "Report versions, the GPU, and the path that a block takes on this machine."
+    parser = argparse.ArgumentParser("python -m smlp_kernels.env_report", description=text)
+    text = "height, width and channels (default 56x56x80)"
+    parser.add_argument("--block", type=block_size, default="56x56x80", metavar="HxWxC", help=text)
+    text = "type of the input (default bf16)"
+    parser.add_argument("--dtype", choices=TYPES, default="bf16", help=text)
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=here, help=f"such as cuda:1 (default here: {here})")
     options = parser.parse_args(arguments)
     height, width, channels = options.block
     try:

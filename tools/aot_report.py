@@ -1,8 +1,10 @@
-"""``python -m tools.aot_report``: what the kernels compile to, for chips not at hand.
+"""Compile the shipped kernels for every chip, without one, and list what they need.
 
-One row a kernel, shape, type and chip: registers, spills, shared memory, how often loops go through
-it, and matrix instructions.
-Exits with 1 if a row must not be shipped (see :meth:`tools.aot.Resources.problems`).
+    python -m tools.aot_report
+
+One row per kernel, shape, type and chip: registers, spills, shared memory, how often loops access
+it, and matrix instructions. Exits with 1 if a row must not be shipped (see
+:meth:`tools.aot.Resources.problems`).
 """
 
 import argparse
@@ -181,10 +183,13 @@ def line_of(cells: Iterable[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", choices=list(aot.SHARED_MEMORY))
+    text = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m tools.aot_report", description=text)
+    text = "compute capabilities, times ten; default all"
+    known = list(aot.SHARED_MEMORY)
+    parser.add_argument("--arch", type=int, nargs="+", choices=known, help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-    parser.add_argument("--quick", action="store_true", help="one shape of each kind only")
+    parser.add_argument("--quick", action="store_true", help="only one shape of each kind")
     options = parser.parse_args(arguments)
     rows: list[dict] = []
     archs = options.arch or tuple(aot.SHARED_MEMORY)

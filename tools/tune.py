@@ -1,4 +1,6 @@
-"""``python -m tools.tune``: the fastest tiles of this GPU, as rows for the table.
+"""Find the fastest tiles for this GPU and print them as rows for the table.
+
+    python -m tools.tune --shape 128,96,56,56
 
 For each pass, and each length of the block's axes, candidate rows are put first in the table in
 turn; the pass is then checked and timed as ``pytest benchmarks`` does it. Tiles are tried first,
@@ -131,9 +133,10 @@ def shape_of(text: str) -> Shape:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    text = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m tools.tune", description=text)
     parser.add_argument("--shape", type=shape_of, required=True, metavar="BATCH,C,H,W")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default bf16")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("tiles are timed: an NVIDIA GPU is needed")

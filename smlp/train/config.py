@@ -46,7 +46,9 @@ class TrainConfig:
     )
     out: str = _option("runs/train", "folder of checkpoints and logs")
     model: str = _option("sparse_mlp", "which network", choices=MODELS)
-    image_size: tuple[int, int] | None = _option(None, "height,width the folder's images get")
+    image_size: tuple[int, int] | None = _option(
+        None, "height,width of a folder's images, or one number"
+    )
     patch_size: int | None = _option(None, "side of a patch in pixels")
     d_model: int | None = _option(None, "channels of the first stage")
     depth: tuple[int, ...] | None = _option(None, "layers of each stage, such as 2,8,14,2")
@@ -63,14 +65,14 @@ class TrainConfig:
     warmup_epochs: int = _option(
         1, "epochs of linear warm-up before the cosine; half of a run that is no longer than that"
     )
-    weight_decay: float = _option(0.05, "AdamW's, on matrices and filters only")
+    weight_decay: float = _option(0.05, "weight decay of AdamW, on matrices and filters only")
     clip_grad: float = _option(0.0, "largest norm of the gradient; 0 does not clip")
     label_smoothing: float = _option(0.0, "share of the target spread over all classes")
     ema_decay: float = _option(0.0, "decay of the averaged weights, such as 0.9999; 0 keeps none")
     keep: str = _option(
         "best",
-        "weights in model.pt: those of the epoch best on the held-out images, averaged or not, or "
-        "the last ones, averaged if there is an average",
+        "weights in model.pt: those of the best epoch on the held-out images, averaged or not, or "
+        "those of the last epoch, averaged if averages are kept",
         choices=KEEP,
     )
 
@@ -81,19 +83,17 @@ class TrainConfig:
     workers: int = _option(4, "processes that read the image folder")
 
     amp: str = _option("none", "autocast of the forward pass", choices=tuple(AMP))
-    accumulate: int = _option(
-        1, "parts that a step's images are computed in one by one, to save memory"
-    )
+    accumulate: int = _option(1, "parts into which the images of a step are split, to save memory")
     grad_checkpointing: bool = _option(
-        False, "keep only what enters each layer and compute it again, to save memory"
+        False, "keep only the input of each layer and recompute the rest, to save memory"
     )
     channels_last: bool = _option(False, "keep feature maps in the channels_last layout")
     compile: bool = _option(False, "run the model through torch.compile")
-    parallel: str = _option("ddp", "how processes started by torchrun share", choices=PARALLEL)
+    parallel: str = _option("ddp", "how the processes of torchrun share the work", choices=PARALLEL)
     freeze_bn: bool = _option(False, "BatchNorm normalises with its stored statistics")
-    sync_bn: bool = _option(False, "BatchNorm uses the batch of all processes (CUDA)")
+    sync_bn: bool = _option(False, "BatchNorm normalises over the batch of all processes (CUDA)")
     device: str = _option("auto", "cpu, cuda, or auto for a GPU where there is one")
-    seed: int = _option(0, "of the weights, of the order of images and of every augmentation")
+    seed: int = _option(0, "seed of the weights, of the order of images and of every augmentation")
 
     resume: bool = _option(
         False,

@@ -56,7 +56,7 @@ def last_checkpoint(out: Path, config: TrainConfig) -> dict[str, Any] | None:
     saved = _read(out)
     course = config.course()
     changed = [
-        f"{name} was {saved['config'].get(name)!r}, now {value!r}"
+        f"{name} {value!r} instead of {saved['config'].get(name)!r}"
         for name, value in course.items()
         if saved["config"].get(name) != value
     ]
@@ -97,7 +97,7 @@ def check_images(saved: dict[str, Any], source: Source, config: TrainConfig) -> 
     """
     now = counts(source)
     changed = [
-        f"{name} was {_shortly(before)}, now {_shortly(now[name])}"
+        f"{name} {_shortly(now[name])} instead of {_shortly(before)}"
         for name, before in saved["images"].items()
         if before != now[name]
     ]

@@ -55,11 +55,11 @@ def path_of(x: Tensor, weights: Weights, device_of: Tensor) -> str:
     """
     call = call_of(x, weights, multiprocessors(device_of.device.index))
     if call is None:
-        return "no Hopper kernel for this size and type"
+        return "none for this size and type"
     name = call.plan.kernel
     with on_device_of(device_of):
         loaded = load(name, triton.runtime.driver.active.get_current_device())
-    return f"no Hopper kernel: {loaded}" if isinstance(loaded, str) else f"{name}, loaded"
+    return f"none: {loaded}" if isinstance(loaded, str) else f"{name}, loaded"
 
 
 def launch(call: Call) -> str | None:

@@ -1,8 +1,9 @@
-"""``python -m tests.ptx.full``: the compiled kernels executed, everything or a selection.
+"""Execute the compiled kernels on the CPU: everything, or a selection.
 
 Prints a line for each run, with the largest error of the block and of PyTorch, and one for each
-group. With ``--log`` the lines are added to a file too, and runs that it has as passed are left
-out, so that a run that was stopped continues there. Exits with 1 on a wrong value or a violation.
+group. With --log the lines are appended to a file as well, and runs that it lists as passed are
+skipped, so that a run that was stopped can be continued. Exits with 1 on a wrong value or a
+violation.
 """
 
 import argparse
@@ -65,17 +66,18 @@ def passed(log: Path | None) -> set[tuple[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m tests.ptx.full", description=__doc__)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--selection", action="store_true", help="what every change runs")
-    which.add_argument("--quick", action="store_true", help="what other Tritons run")
-    which.add_argument("--group", nargs="+", help="of everything only these groups")
-    parser.add_argument("--only", metavar="TEXT", default="", help="runs with this in their name")
-    parser.add_argument("--random", type=int, default=1000, metavar="N", help="random blocks")
-    parser.add_argument("--first-seed", type=int, default=1, help="of the random blocks")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--share", metavar="I/N", default="1/1", help="every Nth run, from the Ith")
-    parser.add_argument("--log", type=Path)
+    which.add_argument("--selection", action="store_true", help="what every change has to pass")
+    which.add_argument("--quick", action="store_true", help="what other Tritons have to pass")
+    which.add_argument("--group", nargs="+", help="only these groups of everything")
+    add = parser.add_argument
+    add("--only", metavar="TEXT", default="", help="only runs with this in their name")
+    add("--random", type=int, default=1000, metavar="N", help="random blocks (default 1000)")
+    add("--first-seed", type=int, default=1, help="of the random blocks (default 1)")
+    add("--processes", type=int, default=os.cpu_count(), help="by default one per core")
+    add("--share", metavar="I/N", default="1/1", help="every Nth run, from the Ith on")
+    add("--log", type=Path, metavar="FILE", help="file to append to, and to continue from")
     options = parser.parse_args(arguments)
     if reason := compiled.missing():
         print(f"nothing can be executed: {reason}", file=sys.stderr)

@@ -107,7 +107,7 @@ def test_info_of_a_network_by_name_and_of_a_trained_one(
         ("info --checkpoint no.pt", "smlp info: checkpoint: expected a checkpoint of smlp train"),
         (
             "info --checkpoint {run}/model.pt --depth 2",
-            "smlp info: checkpoint: expected without sizes",
+            "smlp info: checkpoint: expected without a network's options, got depth",
         ),
         ("fields --depths 99 --image-size 32", "smlp fields: depth: expected 1 to 26 layers"),
         ("features --checkpoint {run}/model.pt --image no", "smlp features: image: expected an im"),

@@ -119,7 +119,9 @@ def test_a_run_is_neither_overwritten_nor_continued_with_other_options(
     config = replace(SMALL, out=str(uninterrupted))
     with pytest.raises(ValueError, match=r"out: expected a folder without a run, .*last\.pt"):
         train(config)
-    with pytest.raises(ValueError, match=r"resume: .*lr was 0\.002, now 0\.1; seed was 0, now 5"):
+    with pytest.raises(
+        ValueError, match=r"resume: .*got lr 0\.1 instead of 0\.002; seed 5 instead of 0"
+    ):
         train(replace(config, resume=True, lr=0.1, seed=5))
     checkpoint.save(tmp_path / "last.pt", {"step": 3})
     with pytest.raises(
@@ -142,7 +144,8 @@ def test_options_need_not_be_typed_again_and_epochs_can_be_added(
     command = ["train", "--resume", "--out", str(out)]
     assert main([*command, "--seed", "7"]) == 2
     assert (
-        "resume: expected the options of the run, got seed was 0, now 7" in capsys.readouterr().err
+        "resume: expected the options of the run, got seed 7 instead of 0"
+        in capsys.readouterr().err
     )
     assert main([*command, "--epochs", "1"]) == 2
     assert (
@@ -191,7 +194,7 @@ def test_other_images_under_the_same_name_are_refused(
     }
     monkeypatch.setattr(data, "digits", lambda: replace(split, **fewer))
     before = {path.name: path.read_bytes() for path in uninterrupted.glob("*.*")}
-    with pytest.raises(ValueError, match=f"data: expected the images of the run .*: {part} was "):
+    with pytest.raises(ValueError, match=f"data: expected .*: {part} .* instead of "):
         train(replace(SMALL, out=str(uninterrupted), resume=True, epochs=3))
     assert {path.name: path.read_bytes() for path in uninterrupted.glob("*.*")} == before
 
