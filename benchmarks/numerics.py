@@ -97,18 +97,18 @@ def rows(on_gpu: bool) -> Iterator[Errors]:
 
 
 def table(measured: list[Errors], on_gpu: bool) -> str:
-    """Markdown: what it was measured on, then a line a row."""
+    """Markdown: what it was measured on, then one line per row."""
     facts = describe()
     device = facts["gpu"] if on_gpu else f"Executed PTX for sm_{EXECUTED_ARCH} on a CPU"
     versions = in_words(facts, FACTS)
     head = [f"{device}, {versions}. Reproduce: `python -m benchmarks.numerics`.", ""]
     if not on_gpu:
         head += [
-            "Batch 1. The kernels as compiled, without a GPU (`tests/ptx/README.md`): operands are "
-            "those of tensor cores, sums are float32, one product after the other. A GPU's differ "
-            "in the last bits. PyTorch's columns are its CPU code, and so are the fused block's "
-            "products over channels, which are cuBLAS's on a GPU: it sums float32 in blocks. For "
-            "TF32 its operands are cut off as a tensor core does.",
+            "Batch 1. Without a GPU the kernels are executed as compiled (`tests/ptx/README.md`): "
+            "operands as in tensor cores, sums in float32, one product after the other; a GPU's "
+            "last bits differ. PyTorch's columns are its CPU code, and so are the fused block's "
+            "products over channels (cuBLAS on a GPU), which sum float32 in blocks. For TF32, the "
+            "operands of the CPU code are cut off as in a tensor core.",
             "",
         ]
     columns = (f"{column}, {who}" for column in COLUMNS for who in ("fused", "PyTorch"))
