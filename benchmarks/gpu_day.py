@@ -131,8 +131,7 @@ def conclude(results: dict[str, Any], folder: Path, command: str) -> None:
 
 
 def main() -> None:
-    text = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_day", description=text)
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_day", None, __doc__.splitlines()[0])
     text = "folder of the results: a new or empty one, or that of an earlier call"
     parser.add_argument("--out", type=Path, required=True, help=text)
     text = f"when to stop measuring; default {MINUTES:g}, so that a call takes at most 9.5"

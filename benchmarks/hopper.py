@@ -73,8 +73,7 @@ def once() -> None:
 
 
 def main() -> None:
-    text = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser("python -m benchmarks.hopper", description=text)
+    parser = argparse.ArgumentParser("python -m benchmarks.hopper", None, __doc__.splitlines()[0])
     names = [shape.name for shape in TAKEN]
     parser.add_argument("what", nargs="?", choices=["once", *names], help="by default all stages")
     what = parser.parse_args().what

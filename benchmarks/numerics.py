@@ -137,8 +137,7 @@ def around_the_table(page: Path) -> tuple[str, str]:
 
 
 def main() -> None:
-    text = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser("python -m benchmarks.numerics", description=text)
+    parser = argparse.ArgumentParser("python -m benchmarks.numerics", None, __doc__.splitlines()[0])
     parser.add_argument("--page", type=Path, default=PAGE, help="file with the markers")
     page = parser.parse_args().page
     try:
