@@ -23,6 +23,8 @@ _MODES = {1: "L", 3: "RGB"}
 def image_files(folder: str | Path) -> list[Path]:
     """Return the image files in ``folder`` and below it, by name, without hidden ones.
 
+    Links are followed; a folder that several lead to is read once, so that none leads in a circle.
+
     Raises:
         OSError: if a folder cannot be read.
     """
@@ -31,8 +33,14 @@ def image_files(folder: str | Path) -> list[Path]:
         raise error
 
     found = []
+    read: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(root)
+        if real in read:
+            folders.clear()
+            continue
+        read.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(root, name)
             for name in names

@@ -161,3 +161,14 @@ def test_hidden_files_and_those_of_other_kinds_are_no_images(tmp_path: Path) -> 
     assert image_files(tmp_path) == [tmp_path / "a.png", tmp_path / "b" / "2.JPG"]
     with pytest.raises(OSError, match=r"No such file or directory: .*none"):
         image_files(tmp_path / "none")
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path: Path) -> None:
+    for name in ("all/a", "all/b", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").touch()
+    for link, target in (("a/self", "."), ("a/other", "../b"), ("b/other", "../a"), ("c", "b")):
+        (tmp_path / "all" / link).symlink_to(target)
+    (tmp_path / "all" / "d").symlink_to(tmp_path / "elsewhere")
+    found = [path.relative_to(tmp_path / "all") for path in image_files(tmp_path / "all")]
+    assert found == [Path("a/1.png"), Path("a/other/1.png"), Path("d/1.png")]
