@@ -81,7 +81,9 @@ def _add_ablations(subparsers: Subparsers) -> None:
 def _ablations(arguments: argparse.Namespace) -> None:
     options = {key: value for key, value in vars(arguments).items() if key not in ("run", "seeds")}
     train_cli.show_log()
-    print(run_ablations(TrainConfig(**(DEFAULTS | options)), arguments.seeds))
+    table = run_ablations(TrainConfig(**(DEFAULTS | options)), arguments.seeds)
+    if train_cli.is_main():
+        print(table)
 
 
 def _add_evaluate(subparsers: Subparsers) -> None:
@@ -114,7 +116,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         workers = 0 if data in BUNDLED else arguments.workers
         loaded = batches(images, shares, workers, world.device)
         loss, accuracy = evaluate(trained.network.to(world.device), loaded, world)
-    print(f"accuracy {accuracy:.2%}, loss {loss:.4f} on {len(images):,} held-out images of {data}")
+    if world.is_main:
+        about = f"on {len(images):,} held-out images of {data}"
+        print(f"accuracy {accuracy:.2%}, loss {loss:.4f} {about}")
 
 
 def _add_predict(subparsers: Subparsers) -> None:

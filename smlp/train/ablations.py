@@ -15,6 +15,7 @@ from smlp.tables import markdown_table
 from smlp.train.config import SMLPNETS, TrainConfig
 from smlp.train.loop import train
 from smlp.train.models import MODEL, load_network
+from smlp.train.parallel import world_of
 
 _logger = logging.getLogger(__name__)
 
@@ -63,6 +64,14 @@ def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
         raise ValueError(f"seeds: expected at least one, got {seeds!r}")
     if config.model not in SMLPNETS:
         raise ValueError(f"model: expected one of {', '.join(SMLPNETS)}, got {config.model!r}")
+    with world_of(config.device) as world:
+        text = f"{as_table(_train_all(config, seeds))}\n\n{_conditions(config, seeds)}\n"
+        if world.is_main:
+            write_atomically(Path(config.out) / "ablations.md", text.encode())
+    return text
+
+
+def _train_all(config: TrainConfig, seeds: Sequence[int]) -> list[Row]:
     rows = []
     for name in ABLATIONS:
         runs = [
@@ -83,9 +92,7 @@ def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
         parameters, macs = sum(p.parameters for p in cost), sum(p.macs for p in cost)
         _logger.info("%s: %s", name, ", ".join(f"{a:.2%}" for a in accuracies))
         rows.append(Row(name, parameters, macs, accuracies))
-    text = f"{as_table(rows)}\n\n{_conditions(config, seeds)}\n"
-    write_atomically(Path(config.out) / "ablations.md", text.encode())
-    return text
+    return rows
 
 
 def as_table(rows: Sequence[Row]) -> str:

@@ -103,8 +103,13 @@ def show_log() -> None:
     """Show on standard error what training says, once for all processes, and no harmless noise."""
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.INFO if is_main() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+
+def is_main() -> bool:
+    """Return whether this is the process that reports, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def guarded(

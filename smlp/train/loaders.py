@@ -84,10 +84,8 @@ def epoch_shares(
 
 def held_out_shares(count: int, batch_size: int, world: World) -> Iterator[list[int]]:
     """Yield the held-out indices of one process, the same number of steps on each."""
-    share = batch_size // world.size
     for begin in range(0, count, batch_size):
-        mine = begin + world.rank * share
-        yield list(range(mine, min(mine + share, count)))
+        yield list(range(begin + world.rank, min(begin + batch_size, count), world.size))
 
 
 class InMemory:

@@ -65,6 +65,8 @@ class World:
 def world_of(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or be the only one, and leave at the end.
 
+    Where the caller has joined them, this joins no second time and leaves nothing.
+
     Args:
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
 
@@ -83,14 +85,17 @@ def world_of(device: str) -> Iterator[World]:
     if chosen is not None:
         torch.cuda.set_device(chosen)
     target = chosen or torch.device("cpu")
-    if "WORLD_SIZE" not in os.environ:
+    joined = dist.is_initialized()
+    if not joined and "WORLD_SIZE" not in os.environ:
         yield World(rank=0, size=1, device=target)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    if not joined:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), target)
     finally:
-        dist.destroy_process_group()
+        if not joined:
+            dist.destroy_process_group()
 
 
 def shard(model: nn.Module, world: World) -> None:

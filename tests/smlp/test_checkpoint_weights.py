@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -173,13 +173,6 @@ def test_wrapped_modules_inside() -> None:
     paper = paper_state(16, 16, 2, 2, 5, 4, DEPTH, 3)
     report = load_checkpoint(model, paper)
     assert sorted(entry.theirs for entry in report.mapped) == sorted(paper)
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

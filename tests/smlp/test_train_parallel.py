@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,13 +45,15 @@ OPTIONS = (
 )
 
 
-def launch(*options: str) -> None:
+def launch(
+    *options: str, module: Sequence[str] = ("smlp.train",), report: str = "held-out accuracy"
+) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "smlp.train", *OPTIONS.split(), *options]
+    command += ["-m", *module, *OPTIONS.split(), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("held-out accuracy") == 1, done.stdout  # one process reports
+    assert done.stdout.count(report) == 1, done.stdout  # one process reports
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,22 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
     assert "smlp train: stopped by SIGTERM after step 6 of 22 and saved" in done.stderr
     assert "smlp train: stopped by another process after step 6 of 22 and saved" in done.stderr
     assert checkpoint.load(tmp_path / "out" / "last.pt")["step"] == 6
+
+
+@pytest.mark.usefixtures("process_group")
+def test_processes_that_are_joined_stay_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as torchrun does, under a caller that trains twice
+    train(replace(CONFIG, epochs=1, out=str(tmp_path)))
+    assert torch.distributed.is_initialized()
+
+
+@pytest.mark.complete
+def test_processes_train_every_ablation_and_one_reports(tmp_path: Path) -> None:
+    options = f"--model smlpnet_tiny --d-model 4 --epochs 1 --out {tmp_path / 'out'}"
+    launch(*options.split(), module=("smlp", "ablations"), report="| single_stage |")
+    assert (tmp_path / "out" / "ablations.md").read_text().count("%") == 8
 
 
 @pytest.mark.complete

@@ -47,11 +47,12 @@ def test_an_epoch_goes_on_where_it_stopped_and_each_has_its_own_order() -> None:
     assert list(epoch_shares(50, 5, seed=1, epoch=2, world=ALONE)) != whole
 
 
+@pytest.mark.parametrize("size", [2, 3, 9])
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 23, 24])
-def test_held_out_images_are_dealt_out_once_in_equally_many_steps(count: int) -> None:
-    ranks = [list(held_out_shares(count, 8, World(rank, 2, CPU))) for rank in range(2)]
-    assert len(ranks[0]) == len(ranks[1])
-    assert sorted(chain(*ranks[0], *ranks[1])) == list(range(count))
+def test_held_out_images_are_dealt_out_once_in_equally_many_steps(count: int, size: int) -> None:
+    ranks = [list(held_out_shares(count, 8, World(rank, size, CPU))) for rank in range(size)]
+    steps = [sorted(chain(*step)) for step in zip(*ranks, strict=True)]
+    assert steps == [list(range(i, min(i + 8, count))) for i in range(0, count, 8)]
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
