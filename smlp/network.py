@@ -339,6 +339,8 @@ def check_images(
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
     if weight is None or x.dtype == weight.dtype or weight.dtype not in _COMPUTED:
         return
+    if hasattr(weight, "full_tensor"):  # a shard, of a weight that may be used in another dtype
+        return
     device = x.device.type
     autocast = device != "meta" and torch.is_autocast_enabled(device)  # an error to ask on meta
     if not autocast or torch.float64 in (x.dtype, weight.dtype):  # which autocast leaves alone

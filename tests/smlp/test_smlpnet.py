@@ -1,13 +1,16 @@
 """SMLPNet's published figures, drop path and the features; its values are held against an
 independent implementation of the paper's network in test_checkpoint.py."""
 
+import copy
 import math
 import re
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 from smlp import (
@@ -202,6 +205,25 @@ def test_images_of_another_shape(
     got = re.escape(str(list(shape)))
     with pytest.raises(ValueError, match=rf"x: expected shape \[B, 3, 8, 16\], got {got}{hint}$"):
         built(build)(torch.zeros(shape))
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("build", [SMLPNet, SparseMLP])
+def test_shards_are_kept_in_another_dtype_than_images(
+    build: type[SMLPNet] | type[SparseMLP],
+) -> None:
+    torch.manual_seed(0)
+    model, x = built(build).eval(), torch.randn(2, 3, 8, 16)
+    expected = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    for buffer in model.buffers():  # which the policy leaves alone
+        buffer.data = buffer.bfloat16()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    lists = [part for part in model.children() if isinstance(part, nn.ModuleList)]
+    for part in (*model.children(), *chain(*lists), model):  # the first weight among them
+        if part not in lists:
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize("build", [SMLPNet, SparseMLP])
