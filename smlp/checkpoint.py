@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 
 from smlp.layouts import Rule, known_names, paper_rules, rules_for, unused
-from smlp.network import FeaturePyramid, PyramidNetwork, unwrapped
+from smlp.network import FeaturePyramid, PyramidNetwork, require_module, unwrapped
 from smlp.smlpnet import SMLPNet
 from smlp.weight_files import find_weights, read_weights, reading
 
@@ -130,10 +130,11 @@ def load_checkpoint(
         ValueError: if the file cannot be read as tensors, if it has no weights of the kind asked
             for, or several, or if the model is on the meta device or sharded.
         OSError: if the file cannot be opened.
-        TypeError: if ``source`` is no path, file or state dict, or ``classifier=False`` is asked
-            for a model that is no network of ours.
+        TypeError: if ``model`` is no module, ``source`` no path, file or state dict, or
+            ``classifier=False`` is asked for a model that is no network of ours.
         ModuleNotFoundError: if a safetensors file is given and safetensors is not installed.
     """
+    require_module(model)
     model = unwrapped(model)
     if isinstance(model, FeaturePyramid):
         model = model.network

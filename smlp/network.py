@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,7 @@ class PyramidNetwork(Unscripted):
         num_classes: outputs of the head.
         depth: the number of layers of each stage.
         channels: the number of channels of each stage.
+        expansion_factor: hidden channels of the channel MLPs per channel.
 
     Args:
         image_size: height and width of the images, or one number for both.
@@ -68,9 +70,9 @@ class PyramidNetwork(Unscripted):
         self.in_channels = positive_int("in_channels", in_channels)
         self.num_classes = positive_int("num_classes", num_classes)
         self.depth = positive_ints("depth", depth)
-        positive_int("d_model", d_model)
-        positive_int("expansion_factor", expansion_factor)
-        self.channels = tuple(d_model << stage for stage in range(len(self.depth)))
+        first = positive_int("d_model", d_model)
+        self.channels = tuple(first << stage for stage in range(len(self.depth)))
+        self.expansion_factor = positive_int("expansion_factor", expansion_factor)
         stage_sizes(self.image_size, self.patch_size, len(self.depth))
 
     @property
@@ -183,7 +185,8 @@ class FeaturePyramid(Unscripted):
     """A network as a backbone: images in, the feature maps of some stages out.
 
     The network's head is removed from it, so that every parameter gets a gradient
-    (DistributedDataParallel asks for that) unless its stage comes after the last one used.
+    (DistributedDataParallel asks for that) unless it comes after the last map returned; what does
+    is not computed.
 
     Attributes:
         channels: the number of channels of each returned map.
@@ -194,7 +197,7 @@ class FeaturePyramid(Unscripted):
         stages: which stages' maps to return, counted from 0; all by default.
 
     Raises:
-        TypeError: if ``network`` is none of ours.
+        TypeError: if ``network`` is none of ours, or ``stages`` is no tuple or list.
         ValueError: if a stage does not exist, or none is asked for.
     """
 
@@ -204,10 +207,8 @@ class FeaturePyramid(Unscripted):
             raise TypeError(
                 f"network: expected a SparseMLP or an SMLPNet, got {type(network).__name__}"
             )
-        count = len(network.depth)
-        self.stages = tuple(range(count) if stages is None else stages)
-        if not self.stages or any(stage not in range(count) for stage in self.stages):
-            raise ValueError(f"stages: expected some of 0 to {count - 1}, got {stages!r}")
+        every = range(len(network.depth))
+        self.stages = tuple(every) if stages is None else _entries("stages", stages, every)
         self.channels = [network.channels[stage] for stage in self.stages]
         self.strides = [network.strides[stage] for stage in self.stages]
         network.mlp_head = nn.Identity()
@@ -221,7 +222,7 @@ class FeaturePyramid(Unscripted):
                 autocast).
             ValueError: if its shape is another.
         """
-        features = self.network.feature_maps(x)
+        features = self.network.feature_maps(x, max(self.stages) + 1)
         return [features[stage] for stage in self.stages]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -249,6 +250,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _is_sequence(values: object) -> bool:
     """Whether it is a tuple, a list or the like, as of NumPy or of a configuration file."""
     return hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping, Set, Tensor))
+
+
+def _entries(name: str, values: object, among: range) -> tuple[int, ...]:
+    """Return a non-empty tuple or list of integers of ``among`` as a tuple.
+
+    Raises:
+        TypeError: if it is no tuple or list.
+        ValueError: if it is empty or has another entry.
+    """
+    if not _is_sequence(values):
+        raise TypeError(f"{name}: expected a tuple or list of integers, got {values!r}")
+    given = [as_integer(value) for value in cast(Iterable[object], values)]
+    entries = tuple(value for value in given if value is not None and value in among)
+    if not entries or len(entries) < len(given):
+        raise ValueError(f"{name}: expected some of {among[0]} to {among[-1]}, got {values!r}")
+    return entries
 
 
 def positive_ints(name: str, values: object) -> tuple[int, ...]:
@@ -286,8 +303,11 @@ def rate(name: str, value: float) -> float:
     """Return ``value``, a probability in [0, 1).
 
     Raises:
+        TypeError: if it is no number.
         ValueError: if it lies outside.
     """
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
     return float(value)

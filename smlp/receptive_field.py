@@ -1,9 +1,11 @@
 """Which pixels of the input one pixel of the output depends on, by gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from smlp.block import as_integer
 
 
 def receptive_field(
@@ -32,7 +34,8 @@ def receptive_field(
         ``[H, W]``, at least 0, of the dtype and device of ``inputs``.
 
     Raises:
-        TypeError: if ``inputs`` is no floating-point tensor, or the model returns no tensor.
+        TypeError: if ``inputs`` is no floating-point tensor, ``position`` is no pair of integers,
+            or the model returns no tensor.
         ValueError: if inputs or outputs do not have four axes, the batch is empty, the position
             lies outside the output, or nothing in the output depends on the inputs.
     """
@@ -41,6 +44,12 @@ def receptive_field(
         raise TypeError(f"inputs: expected a floating-point tensor, got {got}")
     if inputs.dim() != 4 or 0 in inputs.shape:
         raise ValueError(f"inputs: expected shape [B, C, H, W], got {list(inputs.shape)}")
+    if position is not None and not (
+        isinstance(position, Sequence)
+        and len(position) == 2
+        and None not in map(as_integer, position)
+    ):
+        raise TypeError(f"position: expected (row, column), got {position!r}")
 
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [module for module in modules if module.training]

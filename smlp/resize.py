@@ -99,9 +99,8 @@ def resize_block(block: Block, height: int, width: int) -> Block:
     """
     if not isinstance(block, AxisMixing):
         raise TypeError(f"block: expected an SMLPBlock, got {type(block).__name__}")
-    positive_int("height", height)
-    positive_int("width", width)
-    target = {(block.height, block.width): (height, width)}
+    size = positive_int("height", height), positive_int("width", width)
+    target = {(block.height, block.width): size}
     sizes = _projection_sizes(block, target, "block")
     resized = copy.deepcopy(block)
     _resize_in_place(resized, sizes, target)

@@ -30,7 +30,8 @@ class DropPath(nn.Module):
         drop_rate: the probability of dropping a sample, in [0, 1).
 
     Raises:
-        ValueError: if ``drop_rate`` lies outside.
+        TypeError: if ``drop_rate`` is no number.
+        ValueError: if it lies outside.
     """
 
     def __init__(self, drop_rate: float) -> None:
@@ -117,7 +118,7 @@ class SMLPNet(PyramidNetwork):
         depthwise: whether the depthwise convolutions come before them.
 
     Raises:
-        TypeError: as :class:`smlp.network.PyramidNetwork`.
+        TypeError: as :class:`smlp.network.PyramidNetwork`, and if ``drop_path_rate`` is no number.
         ValueError: as that, and if ``drop_path_rate`` is outside [0, 1).
     """
 
@@ -141,14 +142,14 @@ class SMLPNet(PyramidNetwork):
         total = sum(self.depth)
         drop_rates = iter(last_rate * i / max(total - 1, 1) for i in range(total))
         self.stages = nn.ModuleList()
-        inputs, step = in_channels, self.patch_size
+        inputs, step = self.in_channels, self.patch_size
         for (height, width), channels, layers in zip(
             self.sizes, self.channels, self.depth, strict=True
         ):
             downsample = nn.Conv2d(inputs, channels, kernel_size=step, stride=step, bias=False)
             mixing = (
                 SMLPNetLayer(
-                    *(height, width, channels, expansion_factor, next(drop_rates)),
+                    *(height, width, channels, self.expansion_factor, next(drop_rates)),
                     block=block,
                     depthwise=depthwise,
                 )
@@ -159,7 +160,7 @@ class SMLPNet(PyramidNetwork):
         self.mlp_head = nn.Sequential(
             nn.BatchNorm2d(self.channels[-1]),
             PixelMean(2, 3),
-            nn.Linear(self.channels[-1], num_classes),
+            nn.Linear(self.channels[-1], self.num_classes),
         )
 
     def run_stages(self, x: Tensor, stages: int) -> list[Tensor]:

@@ -121,7 +121,7 @@ class SparseMLP(PyramidNetwork):
         dropout: probability of dropout in the channel MLPs.
 
     Raises:
-        TypeError: as :class:`smlp.network.PyramidNetwork`.
+        TypeError: as :class:`smlp.network.PyramidNetwork`, and if ``dropout`` is no number.
         ValueError: as that, and if ``dropout`` is outside [0, 1).
     """
 
@@ -146,10 +146,12 @@ class SparseMLP(PyramidNetwork):
         if patcher_norm:
             norm = nn.Sequential(
                 Rearrange("b c h w -> b h w c"),
-                nn.LayerNorm(d_model),
+                nn.LayerNorm(self.channels[0]),
                 Rearrange("b h w c -> b c h w"),
             )
-        patch = nn.Conv2d(in_channels, d_model, self.patch_size, stride=self.patch_size)
+        patch = nn.Conv2d(
+            self.in_channels, self.channels[0], self.patch_size, stride=self.patch_size
+        )
         self.patcher = nn.Sequential(patch, norm)
         self.layers = nn.ModuleList(
             SparseMLPStage(
@@ -157,7 +159,7 @@ class SparseMLP(PyramidNetwork):
                 width,
                 channels,
                 layers,
-                expansion_factor=expansion_factor,
+                expansion_factor=self.expansion_factor,
                 dropout=dropout,
                 merge=stage + 1 < len(self.depth),
             )
@@ -169,7 +171,7 @@ class SparseMLP(PyramidNetwork):
             Rearrange("b c h w -> b h w c"),
             nn.LayerNorm(self.channels[-1]),
             PixelMean(1, 2),
-            nn.Linear(self.channels[-1], num_classes),
+            nn.Linear(self.channels[-1], self.num_classes),
         )
 
     def run_stages(self, x: Tensor, stages: int) -> list[Tensor]:

@@ -313,6 +313,8 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(model, tmp_path / "none.pt")
     with pytest.raises(TypeError, match="source: expected a path, a file or a state dict, got int"):
         load_checkpoint(model, 3)
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got NoneType"):
+        load_checkpoint(None, {})
     with pytest.raises(TypeError, match="classifier: expected True for a model other than"):
         load_checkpoint(model, model.state_dict(), classifier=False)
     with pytest.raises(ValueError, match="model: expected parameters with storage"):

@@ -111,6 +111,11 @@ def test_inside_no_grad() -> None:
             "model: expected an output that depends on its input",
         ),
         (
+            lambda: receptive_field(nn.Identity(), torch.zeros(1, 2, 3, 4), position=(0.5, 1)),
+            TypeError,
+            "position: expected (row, column), got (0.5, 1)",
+        ),
+        (
             lambda: receptive_field(nn.Identity(), torch.zeros(1, 2, 3, 4), position=(3, 0)),
             ValueError,
             "position: expected a pixel inside the output's 3 rows and 4 columns, got (3, 0)",

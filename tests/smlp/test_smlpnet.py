@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,6 +127,23 @@ def test_pyramid(network: type[SMLPNet] | type[SparseMLP]) -> None:
     assert two.strides == [(32, 32), (8, 8)]
     assert all(map(torch.equal, two(images), [features[3], features[1]]))
 
+    def refuse(*_: object) -> None:
+        raise RuntimeError("a stage ran whose map nobody asked for")
+
+    fine = FeaturePyramid(model, stages=np.array([1, 0]))
+    (model.stages if isinstance(model, SMLPNet) else model.layers)[2].register_forward_hook(refuse)
+    assert all(map(torch.equal, fine(images), [features[1], features[0]]))
+
+
+@pytest.mark.parametrize("network", [SMLPNet, SparseMLP])
+def test_sizes_of_numpy_are_pythons(network: type[SMLPNet] | type[SparseMLP]) -> None:
+    """In their own types, of 8 bits say, the channels of further stages would overflow."""
+    sizes = dict(in_channels=np.uint8(2), d_model=np.uint8(40), expansion_factor=np.uint8(3))
+    model = network(16, 2, depth=(1, 1, 1, 1), num_classes=np.uint8(7), **sizes)
+    expected = network(16, 2, 2, 7, d_model=40, depth=(1, 1, 1, 1), expansion_factor=3)
+    assert model.channels == (40, 80, 160, 320)
+    assert str(model) == str(expected)
+
 
 def build(**kwargs: object) -> Callable[[], SMLPNet]:
     return lambda: SMLPNet(**{**SMALL, **kwargs})
@@ -152,6 +170,11 @@ def feed(x: object) -> Callable[[], Tensor]:
             "drop_path_rate: expected a number in [0, 1), got 1.0",
         ),
         (
+            build(drop_path_rate="0.1"),
+            TypeError,
+            "drop_path_rate: expected a number, got '0.1'",
+        ),
+        (
             feed(torch.zeros(1, 3, 16, 16)),
             ValueError,
             "x: expected shape [B, 2, 16, 16], got [1, 3, 16, 16]",
@@ -171,6 +194,16 @@ def feed(x: object) -> Callable[[], Tensor]:
             lambda: FeaturePyramid(SMLPNet(**SMALL), stages=[]),
             ValueError,
             "stages: expected some of 0 to 1, got []",
+        ),
+        (
+            lambda: FeaturePyramid(SMLPNet(**SMALL), stages=[1.0]),
+            ValueError,
+            "stages: expected some of 0 to 1, got [1.0]",
+        ),
+        (
+            lambda: FeaturePyramid(SMLPNet(**SMALL), stages=1),
+            TypeError,
+            "stages: expected a tuple or list of integers, got 1",
         ),
     ],
 )
