@@ -27,7 +27,7 @@ _ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("smlp benchmarks", "comma-separated choices")
+    group = parser.getgroup("smlp", "smlp benchmarks, comma-separated choices")
     for name, (with_gpu, without, known) in _OPTIONS.items():
         text = f"among {', '.join(known)}; default {with_gpu} ({without} without a GPU)"
         group.addoption(f"--{name}", help=text)
