@@ -27,6 +27,7 @@ from smlp.train.parallel import world_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MODEL = "smlpnet_tiny"  # of which a network is, by default
 NOISE_IMAGES = 4  # over which an untrained network's receptive field is averaged
 
 Subparsers = Any  # argparse keeps the type of its subparsers to itself
@@ -107,14 +108,14 @@ def _add_evaluate(subparsers: Subparsers) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    batch_size = train_cli.at_least_1(arguments, "batch_size")
+    batch_size = train_cli.at_least(1, arguments, "batch_size")
+    workers = train_cli.at_least(0, arguments, "workers")
     trained = load_network(arguments.checkpoint)
     data = trained.data if arguments.data is None else arguments.data
     images = held_out(trained, data)
     with world_of(arguments.device) as world:
         shares = [share for share in held_out_shares(len(images), batch_size, world) if share]
-        workers = 0 if data in BUNDLED else arguments.workers
-        loaded = batches(images, shares, workers, world.device)
+        loaded = batches(images, shares, 0 if data in BUNDLED else workers, world.device)
         loss, accuracy = evaluate(trained.network.to(world.device), loaded, world)
     if world.is_main:
         about = f"on {len(images):,} held-out images of {data}"
@@ -130,7 +131,7 @@ def _add_predict(subparsers: Subparsers) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    top = train_cli.at_least_1(arguments, "top")
+    top = train_cli.at_least(1, arguments, "top")
     trained = load_network(arguments.checkpoint)
     paths: list[Path] = []
     for given in map(Path, arguments.images):
@@ -167,12 +168,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="model.pt of a run of smlp train; instead of it:")
-    parser.add_argument(
-        "--model",
-        choices=MODELS,
-        default="smlpnet_tiny",
-        help="which network (default smlpnet_tiny)",
-    )
+    parser.add_argument("--model", choices=MODELS, help=f"which network (default {MODEL})")
     size = train_cli.height_and_width
     parser.add_argument(
         "--image-size", type=size, metavar="N,N", help="height,width of the images, or one number"
@@ -197,6 +193,7 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
         ValueError: if both are given, or sizes do not divide.
     """
     names = (
+        "model",
         "image_size",
         "depth",
         "patch_size",
@@ -209,7 +206,7 @@ def _network(arguments: argparse.Namespace) -> tuple[PyramidNetwork, Trained | N
     given = {name: value for name, value in options.items() if value is not None}
     if arguments.checkpoint is None:
         torch.manual_seed(0)
-        return build_model(arguments.model, given), None
+        return build_model(given.pop("model", MODEL), given), None
     if given:
         raise ValueError(
             f"checkpoint: expected without a network's options, got {', '.join(given)}"
@@ -317,7 +314,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _write(figure: "Figure", out: str) -> None:
-    figure.savefig(_with_folder(out))
+    path = _with_folder(out)
+    figure.savefig(path, format=path.suffix[1:] or "png")  # else it adds a suffix
     print(f"wrote {out}")
 
 

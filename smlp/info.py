@@ -55,10 +55,15 @@ def parts(
         One entry per part, in the order in which they run.
 
     Raises:
-        ValueError: if ``batch_size`` is less than 1.
+        ValueError: if ``batch_size`` is less than 1, or 1 where a training step needs two images.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if batch_size == 1 and network.sizes[-1] == (1, 1):
+        raise ValueError(
+            "batch_size: expected at least 2, since the last feature maps are 1 x 1 and BatchNorm "
+            "needs two values in training, got 1"
+        )
     shadow = copy.deepcopy(network).to(device="meta", dtype=dtype).train()
     images = torch.empty(batch_size, network.in_channels, *network.image_size, device="meta")
     plain = _run(shadow, images.to(dtype))

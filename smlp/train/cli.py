@@ -146,15 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded("smlp train", run)(parser.parse_args(argv))
 
 
-def at_least_1(arguments: argparse.Namespace, name: str) -> int:
+def at_least(least: int, arguments: argparse.Namespace, name: str) -> int:
     """Return the option ``name``.
 
     Raises:
-        ValueError: if it is less than 1.
+        ValueError: if it is less than ``least``.
     """
     number: int = getattr(arguments, name)
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}, got {number}")
     return number
 
 

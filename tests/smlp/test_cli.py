@@ -75,7 +75,7 @@ def test_features_of_a_trained_network(
 def test_fields_of_some_layers(
     trained: Path, trained_one: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = trained / f"fields{trained_one}.png"
+    out = trained / ("fields.png" if trained_one else "fields")  # written where it says
     if trained_one:
         options = ["--checkpoint", trained / "model.pt", "--image", trained / "image.png"]
     else:
@@ -109,6 +109,11 @@ def test_info_of_a_network_by_name_and_of_a_trained_one(
             "info --checkpoint {run}/model.pt --depth 2",
             "smlp info: checkpoint: expected without a network's options, got depth",
         ),
+        (
+            "info --checkpoint {run}/model.pt --model smlpnet_tiny",
+            "smlp info: checkpoint: expected without a network's options, got model",
+        ),
+        ("info --image-size 32", "smlp info: batch_size: expected at least 2, since the last"),
         ("fields --depths 99 --image-size 32", "smlp fields: depth: expected 1 to 26 layers"),
         ("features --checkpoint {run}/model.pt --image no", "smlp features: image: expected an im"),
         ("train --epochs 0", "smlp train: epochs: expected at least 1, got 0"),
@@ -123,6 +128,7 @@ def test_info_of_a_network_by_name_and_of_a_trained_one(
             "smlp evaluate: data: expected digits, ",
         ),
         ("evaluate --checkpoint {run}/model.pt --batch-size 0", "smlp evaluate: batch_size: expec"),
+        ("evaluate --checkpoint {run}/model.pt --workers -1", "smlp evaluate: workers: expected a"),
         ("evaluate --checkpoint {run}/model.pt --device tpu", "smlp evaluate: device: expected au"),
         ("predict --checkpoint {run}/model.pt no.png", "smlp predict: image: expected an image f"),
         ("predict --checkpoint {run}/model.pt --top 0 no.png", "smlp predict: top: expected at l"),
