@@ -65,7 +65,7 @@ def _create(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: Any = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     img_size: int | Sequence[int] = 224,
     in_chans: int = 3,
     device: torch.device | str | None = None,
@@ -82,7 +82,8 @@ def _create(
             ``num_classes`` is there too, and another number, the classifier is not loaded.
         cache_dir: ignored.
         features_only: build a backbone that returns feature maps, with ``feature_info``.
-        out_indices: which stages it returns, negative ones from the end; all by default.
+        out_indices: which stages it returns, negative ones from the end, or the number of last
+            ones; all by default.
         img_size: height and width of the images, or one number for both.
         in_chans: channels of the images.
         device: where the parameters go.
@@ -107,10 +108,7 @@ def _create(
     network.to(device=device, dtype=dtype)
     if not features_only:
         return network
-    count = len(network.depth)
-    stages = out_indices or range(count)
     described = network.feature_info
-    wanted = [i % count if i in range(-count, 0) else i for i in stages]
-    backbone = FeaturePyramid(network, wanted)
+    backbone = FeaturePyramid(network, network.stage_indices("out_indices", out_indices))
     backbone.feature_info = FeatureInfo(described, backbone.stages)
     return backbone

@@ -122,7 +122,7 @@ class TimmSMLPNet(SMLPNet):
                 "global_pool: expected 'avg', or '' with num_classes=0, got "
                 f"{pool!r} with num_classes={num_classes}"
             )
-        like = self.mlp_head.get_submodule("0").weight
+        like = next(self.parameters())
         layer: nn.Module = nn.Identity()
         if num_classes:
             layer = nn.Linear(
@@ -194,7 +194,7 @@ class TimmSMLPNet(SMLPNet):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
-        wanted = self._stages("indices", indices)
+        wanted = self.stage_indices("indices", indices)
         count = max(wanted) + 1 if stop_early else len(self.depth)
         maps = self.feature_maps(x, count)
         normalise = self.mlp_head.get_submodule("0")
@@ -212,6 +212,8 @@ class TimmSMLPNet(SMLPNet):
     ) -> list[int]:
         """Remove the stages after the last one asked for, and the head, for use as a backbone.
 
+        If stages are removed, so are normalisation and classifier, which are for the last one.
+
         Args:
             indices: which stages, as for :meth:`forward_intermediates`.
             prune_norm: whether to remove the head's normalisation too.
@@ -220,18 +222,28 @@ class TimmSMLPNet(SMLPNet):
         Returns:
             The stages asked for, counted from 0.
         """
-        wanted = self._stages("indices", indices)
+        wanted = self.stage_indices("indices", indices)
         count = max(wanted) + 1
-        if prune_norm or count < len(self.depth):  # whose channels are the last stage's
+        shorter = count < len(self.depth)
+        if prune_norm or shorter:
             self.mlp_head.add_module("0", nn.Identity())
-        if prune_head:
+        if prune_head or shorter:
             self.mlp_head.add_module("2", nn.Identity())
             self.num_classes = 0
         self.stages = self.stages[:count]
         self.depth, self.channels = self.depth[:count], self.channels[:count]
         return wanted
 
-    def _stages(self, name: str, indices: int | Sequence[int] | None) -> list[int]:
+    def stage_indices(self, name: str, indices: int | Sequence[int] | None) -> list[int]:
+        """Return the stages that an argument ``name`` asks for, counted from 0.
+
+        Args:
+            name: of the argument.
+            indices: as for :meth:`forward_intermediates`.
+
+        Raises:
+            ValueError: if a stage does not exist, or none is asked for.
+        """
         count = len(self.depth)
         if indices is None or isinstance(indices, int):
             last = count if indices is None else indices

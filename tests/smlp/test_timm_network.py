@@ -125,6 +125,11 @@ def test_pruning() -> None:
     taken = model.forward_intermediates(images(), (0, 1), intermediates_only=True)
     assert all(map(torch.equal, taken, expected))
     torch.testing.assert_close(model(images()), expected[1].mean((2, 3)))
+    model.reset_classifier(7)
+    assert model(images()).shape == (2, 7)
+    other, _ = pair()
+    other.prune_intermediate_layers((0, 1), prune_head=False)  # it was for 16 channels, not for 8
+    assert torch.equal(other(images()), expected[1].mean((2, 3)))
 
 
 def test_its_description_follows_its_size() -> None:
