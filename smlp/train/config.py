@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from smlp.ablations import ABLATIONS
+from smlp.network import as_pair
 
 BUNDLED = ("digits", "mnist5k")
 SMLPNETS = ("smlpnet_tiny", "smlpnet_small", "smlpnet_base")
@@ -38,7 +39,7 @@ class TrainConfig:
 
     Raises:
         ValueError: if a value is out of range or two of them contradict each other.
-        TypeError: if a count is no integer, or a number is none.
+        TypeError: if a value is of another type than its option.
     """
 
     data: str = _option(
@@ -105,7 +106,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            object.__setattr__(self, option.name, _plain(getattr(self, option.name)))
+            value = _plain(getattr(self, option.name))
+            if isinstance(option.default, bool) and not isinstance(value, bool):
+                raise TypeError(f"{option.name}: expected True or False, got {value!r}")
+            object.__setattr__(self, option.name, value)
+        for name in ("data", "out", "init"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("init", None):
+                raise TypeError(f"{name}: expected a name or a path, got {value!r}")
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", as_pair("image_size", self.image_size))
         for name in ("epochs", "batch_size", "accumulate"):
             _integer(name, getattr(self, name), at_least=1)
         for name in ("warmup_epochs", "workers", "checkpoint_every", "randaugment", "seed"):

@@ -225,6 +225,7 @@ def test_a_missing_torchvision_names_the_extra(
 ) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("torchvision", "torchvision.transforms"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install torchvision"):
         train(replace(SMALL, data=str(tmp_path), out=str(tmp_path / "out")))

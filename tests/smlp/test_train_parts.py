@@ -256,14 +256,21 @@ def test_impossible_options_are_refused_by_name(options: dict[str, Any], message
         TrainConfig(**options)
 
 
-def test_a_count_has_to_be_an_integer() -> None:
-    with pytest.raises(TypeError, match=r"epochs: expected an integer, got 2\.5"):
-        TrainConfig(epochs=2.5)  # type: ignore[arg-type]
-
-
-def test_a_number_has_to_be_one() -> None:
-    with pytest.raises(TypeError, match=r"lr: expected a number, got '0\.1'"):
-        TrainConfig(lr="0.1")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 2.5}, r"epochs: expected an integer, got 2\.5"),
+        ({"lr": "0.1"}, r"lr: expected a number, got '0\.1'"),
+        ({"compile": "no"}, "compile: expected True or False, got 'no'"),
+        ({"data": None}, "data: expected a name or a path, got None"),
+        ({"out": None}, "out: expected a name or a path, got None"),
+        ({"init": 3}, "init: expected a name or a path, got 3"),
+        ({"data": "folder", "image_size": "16"}, "image_size: expected an integer, got '16'"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        TrainConfig(**options)
 
 
 def test_what_python_code_passes_is_kept_as_a_checkpoint_needs_it() -> None:
@@ -282,6 +289,7 @@ def test_what_python_code_passes_is_kept_as_a_checkpoint_needs_it() -> None:
     assert config.depth is not None
     assert {type(value) for value in (config.epochs, *config.depth)} == {int}
     assert type(config.lr) is float
+    assert TrainConfig(data="images", image_size=32).image_size == (32, 32)  # type: ignore[arg-type]
 
 
 def test_the_command_line_has_every_option_with_its_default() -> None:
