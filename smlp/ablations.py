@@ -1,7 +1,7 @@
 """SMLPNet with one of its ideas taken away: the ablations of the sMLP paper, as arguments.
 
-Each is the paper's network but for one change, so that a difference in a result is the work of that
-change; parameters and multiply-adds differ as the change brings it.
+Each is the paper's network with one change, so that a difference in the results comes from that
+change; parameters and multiply-adds differ as a consequence.
 """
 
 from collections.abc import Callable
@@ -124,7 +124,7 @@ def ablate(name: str, build: Callable[..., SMLPNet] = smlpnet_tiny, **arguments:
 
     Raises:
         ValueError: if there is no such ablation, or a size does not fit.
-        TypeError: if a size is no integer.
+        TypeError: if a size is not an integer.
     """
     if name not in _CHANGES:
         raise ValueError(f"ablation: expected one of {', '.join(ABLATIONS)}, got {name!r}")

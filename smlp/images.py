@@ -1,4 +1,4 @@
-"""Image files as networks take them: of any mode and bit depth, upright, cut to size.
+"""Image files as input of networks: of any mode and bit depth, turned upright, cut to size.
 
 Pillow reads them; it and NumPy (both of the ``demo`` extra) are imported when a file is read.
 """
@@ -61,8 +61,8 @@ def read_image(path: str | Path, in_channels: int) -> "Image":
         in_channels: 1 converts to grey, 3 to colour.
 
     Raises:
-        ValueError: if the file is no image, is damaged or has pixels outside the range of its type,
-            or ``in_channels`` is another number.
+        ValueError: if the file is not an image, is damaged or has pixels outside the range of its
+            type, or ``in_channels`` is another number.
         ImportError: if pillow is missing, with the command that installs it.
     """
     try:
@@ -89,7 +89,7 @@ def load_image(
         path: any format that pillow reads.
         in_channels: 1 converts to grey, 3 to colour.
         image_size: (height, width) wanted.
-        crop: share of the image's height and width to cut the centre from.
+        crop: share of the image's height and width that the centre crop is cut from.
 
     Returns:
         ``[in_channels, *image_size]``, float32, from 0 (black) to 1.
@@ -110,14 +110,14 @@ def load_image(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network takes image files; called with a path, it returns ``[C, H, W]``.
+    """How image files become input of a network; called with a path, it returns ``[C, H, W]``.
 
     Attributes:
         in_channels: 1 for grey, 3 for colour.
         image_size: (height, width).
-        mean: of each channel, on a scale from 0 to 1, that is subtracted.
-        std: what is divided by after that.
-        crop: share of an image's sides that its centre is cut from.
+        mean: what is subtracted from each channel, on a scale from 0 to 1.
+        std: what each channel is divided by after that.
+        crop: share of the image's height and width that the centre crop is cut from.
     """
 
     in_channels: int
@@ -131,7 +131,7 @@ class Preprocessing:
         return load_image(path, self.in_channels, self.image_size, crop=self.crop)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images ``[..., C, H, W]`` from 0 to 1 as the network takes them."""
+        """Return images ``[..., C, H, W]`` from 0 to 1, normalised for the network."""
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 

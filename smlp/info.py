@@ -20,14 +20,14 @@ class Part:
     """The cost of one part of a network.
 
     Attributes:
-        name: of the module.
-        output: shape of what it hands on, without the batch.
-        parameters: how many numbers it learns.
-        macs: multiply-adds of matrix products and convolutions for one image; the fused block has
-            as many.
+        name: name of the module.
+        output: shape of its output to the next part, without the batch.
+        parameters: number of parameters.
+        macs: multiply-adds of matrix products and convolutions for one image; the same for fused
+            blocks.
         kept: bytes that a training step keeps from forward to backward for the whole batch, without
-            the parameters. What two parts both keep counts for the first.
-        kept_fused: the same with fused blocks, which keep their input alone.
+            the parameters. What two parts both keep counts only for the first.
+        kept_fused: the same with fused blocks, which keep only their input.
     """
 
     name: str
@@ -47,7 +47,7 @@ def parts(
     mode. Multiply-adds are those of ``torch.utils.flop_counter``, halved.
 
     Args:
-        network: the network, on any device; it is left alone.
+        network: the network, on any device; it is not changed.
         batch_size: images that memory is counted for.
         dtype: floating-point type of parameters and activations.
 

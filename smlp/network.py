@@ -1,4 +1,4 @@
-"""Shared by the networks: sizes, the check of the images, features, and use as a backbone."""
+"""What the networks share: sizes, the check of images, feature maps, and use as a backbone."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -47,7 +47,7 @@ class PyramidNetwork(Unscripted):
         expansion_factor: hidden channels of the channel MLPs per channel.
 
     Raises:
-        TypeError: if a size is no integer, or no pair of them.
+        TypeError: if a size is neither an integer nor a pair of them.
         ValueError: if a size is smaller than 1, if the image does not divide into patches, or if
             the feature map cannot be halved between stages.
     """
@@ -96,9 +96,9 @@ class PyramidNetwork(Unscripted):
             Logits, ``[B, num_classes]``.
 
         Raises:
-            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype (of any under
-                autocast).
-            ValueError: if its shape is another.
+            TypeError: if ``x`` is not a floating-point tensor of the parameters' dtype (any such
+                dtype under autocast).
+            ValueError: if it has another shape.
         """
         return self.mlp_head(self.feature_maps(x)[-1])
 
@@ -112,14 +112,14 @@ class PyramidNetwork(Unscripted):
             One ``[B, channels[s], *sizes[s]]`` per stage s.
 
         Raises:
-            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype (of any under
-                autocast).
-            ValueError: if its shape is another.
+            TypeError: if ``x`` is not a floating-point tensor of the parameters' dtype (any such
+                dtype under autocast).
+            ValueError: if it has another shape.
         """
         return self.feature_maps(x)
 
     def feature_maps(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
-        """As :meth:`forward_features`, of the first stages alone if their number is given."""
+        """As :meth:`forward_features`; if ``stages`` is given, only for so many first stages."""
         check_images(x, self.in_channels, self.image_size, next(self.parameters(), None))
         return self.run_stages(x, len(self.depth) if stages is None else stages)
 
@@ -128,7 +128,7 @@ class PyramidNetwork(Unscripted):
         raise NotImplementedError
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the layers' inputs for backward, and compute the rest again there.
+        """Keep only the layers' inputs for the backward pass, and recompute the rest there.
 
         Less memory for about a third more time; outputs, gradients and statistics stay the same.
 
@@ -197,7 +197,7 @@ class FeaturePyramid(Unscripted):
         stages: which stages' maps to return, counted from 0; all by default.
 
     Raises:
-        TypeError: if ``network`` is none of ours, or ``stages`` is no tuple or list.
+        TypeError: if ``network`` is none of ours, or ``stages`` is not a tuple or list.
         ValueError: if a stage does not exist, or none is asked for.
     """
 
@@ -218,9 +218,9 @@ class FeaturePyramid(Unscripted):
         """Map ``[B, in_channels, *image_size]`` to one feature map per stage asked for.
 
         Raises:
-            TypeError: if ``x`` is no floating-point tensor of the parameters' dtype (of any under
-                autocast).
-            ValueError: if its shape is another.
+            TypeError: if ``x`` is not a floating-point tensor of the parameters' dtype (any such
+                dtype under autocast).
+            ValueError: if it has another shape.
         """
         features = self.network.feature_maps(x, max(self.stages) + 1)
         return [features[stage] for stage in self.stages]
@@ -231,13 +231,13 @@ class FeaturePyramid(Unscripted):
 
 
 def require_module(model: nn.Module) -> None:
-    """Raise a TypeError if ``model`` is none."""
+    """Raise a TypeError if ``model`` is not a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return what data parallelism, ``AveragedModel`` or ``torch.compile`` wrapped."""
+    """Return the module that data parallelism, ``AveragedModel`` or ``torch.compile`` wraps."""
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel, AveragedModel)):
             model = model.module
@@ -248,7 +248,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _is_sequence(values: object) -> bool:
-    """Whether it is a tuple, a list or the like, as of NumPy or of a configuration file."""
+    """Whether it is a tuple, a list or the like, such as NumPy or a configuration file has."""
     return hasattr(values, "__len__") and not isinstance(values, (str, bytes, Mapping, Set, Tensor))
 
 
@@ -256,7 +256,7 @@ def _entries(name: str, values: object, among: range) -> tuple[int, ...]:
     """Return a non-empty tuple or list of integers of ``among`` as a tuple.
 
     Raises:
-        TypeError: if it is no tuple or list.
+        TypeError: if it is not a tuple or list.
         ValueError: if it is empty or has another entry.
     """
     if not _is_sequence(values):
@@ -272,7 +272,7 @@ def positive_ints(name: str, values: object) -> tuple[int, ...]:
     """Return a non-empty tuple or list of positive integers as a tuple.
 
     Raises:
-        TypeError: if it is no tuple or list of integers.
+        TypeError: if it is not a tuple or list of integers.
         ValueError: if it is empty or an entry is smaller than 1.
     """
     if not _is_sequence(values):
@@ -303,7 +303,7 @@ def rate(name: str, value: float) -> float:
     """Return ``value``, a probability in [0, 1).
 
     Raises:
-        TypeError: if it is no number.
+        TypeError: if it is not a number.
         ValueError: if it lies outside.
     """
     if not isinstance(value, Real):
@@ -319,7 +319,7 @@ def stage_sizes(image_size: Size, patch_size: Size, stages: int) -> list[tuple[i
     The first stage has one pixel per patch; every further stage halves both axes.
 
     Raises:
-        TypeError: if a size is no integer or pair of integers.
+        TypeError: if a size is neither an integer nor a pair of integers.
         ValueError: if a size is smaller than 1 or does not divide.
     """
     image, patch = as_pair("image_size", image_size), as_pair("patch_size", patch_size)
@@ -343,10 +343,10 @@ def check_images(
         x: the images.
         channels: of each.
         size: their height and width.
-        weight: one of the network's weights, whose dtype they have to have; None for any dtype.
+        weight: one of the network's weights, whose dtype the images must have; None for any.
 
     Raises:
-        TypeError: if ``x`` is no floating-point tensor of that dtype.
+        TypeError: if ``x`` is not a floating-point tensor of that dtype.
         ValueError: if its shape is not ``[B, channels, *size]``.
     """
     if not isinstance(x, Tensor):

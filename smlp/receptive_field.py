@@ -15,17 +15,17 @@ def receptive_field(
     position: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Measure how strongly one output pixel answers to every input pixel.
+    """Measure how strongly one output pixel responds to every input pixel.
 
     The gradient of a random combination of the channels of that output pixel is taken with respect
     to the inputs, its absolute value summed over the input channels and averaged over the batch:
     the effective receptive field of Luo et al. (arXiv 1701.04128). It is exactly 0 where the
-    output does not depend on the input; elsewhere channels do not cancel, but for chance.
+    output does not depend on the input; elsewhere channels cancel only by chance.
 
     Args:
-        model: maps ``[B, C, H, W]`` to ``[B, C', H', W']``. A module is put in eval mode meanwhile
+        model: maps ``[B, C, H, W]`` to ``[B, C', H', W']``. A module is in eval mode meanwhile
             (batch statistics would connect everything to everything); a plain function that calls
-            one has to see to that itself.
+            one has to set that itself.
         inputs: ``[B, C, H, W]``, floating point: noise, or real images.
         position: (row, column) of the output pixel; the centre by default.
         seed: of the random combination of channels.
@@ -34,8 +34,8 @@ def receptive_field(
         ``[H, W]``, at least 0, of the dtype and device of ``inputs``.
 
     Raises:
-        TypeError: if ``inputs`` is no floating-point tensor, ``position`` is no pair of integers,
-            or the model returns no tensor.
+        TypeError: if ``inputs`` is not a floating-point tensor, ``position`` is not a pair of
+            integers, or the model returns no tensor.
         ValueError: if inputs or outputs do not have four axes, the batch is empty, the position
             lies outside the output, or nothing in the output depends on the inputs.
     """

@@ -21,11 +21,11 @@ def resize(network: Network, image_size: Size) -> Network:
 
     Every block is resized as by :func:`resize_block`; everything else does not depend on the size
     and is copied. The copy works at once on images scaled to the new size, and can be fine-tuned.
-    What two blocks share, they share in the copy.
+    Weights that two blocks share are shared in the copy.
 
     Args:
         network: a :class:`SparseMLP` or an :class:`SMLPNet`, with the blocks of this package in it,
-            those of :mod:`smlp.ablations` included; left as it is.
+            including those of :mod:`smlp.ablations`; it is not changed.
         image_size: height and width of the new images, or one number for both.
 
     Returns:
@@ -33,12 +33,12 @@ def resize(network: Network, image_size: Size) -> Network:
 
     Raises:
         TypeError: if ``network`` is none of ours, a projection has adapters, hooks or
-            parametrizations (merge or remove them first), or the size is no integer or pair of
-            them.
+            parametrizations (merge or remove them first), or the size is neither an integer nor a
+            pair of them.
         ValueError: if the size does not divide as the network needs, or the network has a block of
-            a size that none of its stages has, weights that two axes share and that would come to
-            have two sizes, or a part with a size in something else than projections (what
-            ``fuse_model(fold=True)`` folded, say), which would not run.
+            a size that none of its stages has, weights that are shared by two axes whose new sizes
+            differ, or a part other than a projection that depends on the size (such as one that
+            ``fuse_model(fold=True)`` folded), which would not run.
     """
     if not isinstance(network, PyramidNetwork):
         raise TypeError(
@@ -69,23 +69,23 @@ def resize(network: Network, image_size: Size) -> Network:
 def resize_block(block: Block, height: int, width: int) -> Block:
     """Return a copy of a block for feature maps of another height and width.
 
-    A projection is taken to act on the cosine modes of an axis (the DCT-II, whose modes are the
+    A projection is seen as acting on the cosine modes of an axis (the DCT-II, whose modes are the
     same functions of position on every grid). The modes that both grids have are mixed by the new
     projection exactly as by the old one; modes that only a finer grid has are mapped to zero, and
     pass through the identity branch alone. With Q [new, old] the orthonormal map between the two
     grids' modes, ``P' = Q P Q^T`` and ``b' = sqrt(new / old) Q b``. It follows that
 
-    * a constant image is answered as before, interpolated: the row sums of P are interpolated, and
-      constant row sums stay exactly what they are;
+    * a constant image has the same output as before, interpolated: the row sums of P are
+      interpolated, and constant row sums stay exactly the same;
     * on a finer grid, ``block'(interpolate(x)) = interpolate(block(x))`` for every x, where
       interpolation is that of the cosine modes;
     * a projection that acts alike everywhere (a symmetric filter, mirrored at the border) still
       does, and the filter keeps its width relative to the image;
-    * enlarging and going back gives the block back, and the norm of P is kept.
+    * enlarging a block and going back restores it, and enlarging keeps the norm of P.
 
     Args:
-        block: an :class:`SMLPBlock`, of whichever subclass, or a block of :mod:`smlp.ablations`;
-            left as it is.
+        block: an :class:`SMLPBlock`, of any subclass, or a block of :mod:`smlp.ablations`; it is
+            not changed.
         height: H of the new feature maps.
         width: W of the new feature maps.
 
@@ -93,9 +93,9 @@ def resize_block(block: Block, height: int, width: int) -> Block:
         The copy, with the parameters' dtypes and devices.
 
     Raises:
-        TypeError: if ``block`` is no such block, a projection has adapters, hooks or
-            parametrizations (merge or remove them first), or a size is no integer.
-        ValueError: if a size is smaller than 1, or two axes share weights and get two sizes.
+        TypeError: if ``block`` is another module, a projection has adapters, hooks or
+            parametrizations (merge or remove them first), or a size is not an integer.
+        ValueError: if a size is smaller than 1, or two axes share weights but not the new size.
     """
     if not isinstance(block, AxisMixing):
         raise TypeError(f"block: expected an SMLPBlock, got {type(block).__name__}")

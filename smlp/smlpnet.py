@@ -1,4 +1,4 @@
-"""SMLPNet: the network of the sMLP paper, with its three published sizes."""
+"""SMLPNet: the network of the sMLP paper, in its three published sizes."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from smlp.network import Layers, PyramidNetwork, Size, rate
 torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
 
 BuildBlock = Callable[[int, int, int], nn.Module]
-"""Builds what mixes the pixels of a layer from the height, width and channels of its map."""
+"""Builds the module that mixes pixels, from the height, width and channels of its input."""
 
 PAPER_BLOCK = partial(SMLPBlock, fuse_bias=False)
 
@@ -23,14 +23,14 @@ PAPER_BLOCK = partial(SMLPBlock, fuse_bias=False)
 class DropPath(nn.Module):
     """Stochastic depth: in training drop whole samples of a residual branch.
 
-    Huang et al. (arXiv 1603.09382). What is kept is divided by the probability of keeping it, so
-    that the expectation stays.
+    Huang et al. (arXiv 1603.09382). Branches that are kept are divided by the probability of
+    keeping them, so that the expectation stays the same.
 
     Args:
         drop_rate: the probability of dropping a sample, in [0, 1).
 
     Raises:
-        TypeError: if ``drop_rate`` is no number.
+        TypeError: if ``drop_rate`` is not a number.
         ValueError: if it lies outside.
     """
 
@@ -62,7 +62,7 @@ class SMLPNetLayer(nn.Module):
         channels: C of the feature map.
         expansion_factor: hidden channels of the channel MLP per channel.
         drop_rate: the probability of dropping each of the two branches for a sample.
-        block: builds what mixes the pixels.
+        block: builds the module that mixes the pixels.
         depthwise: whether the depthwise convolution comes before it.
     """
 
@@ -114,12 +114,14 @@ class SMLPNet(PyramidNetwork):
         image_size, patch_size, in_channels, num_classes, d_model, depth, expansion_factor: as of
             :class:`smlp.network.PyramidNetwork`.
         drop_path_rate: drop-path rate of the last layer; it rises linearly from 0 at the first.
-        block: builds what mixes the pixels of each layer; :mod:`smlp.ablations` has others.
+        block: builds the module that mixes the pixels in each layer; :mod:`smlp.ablations` has
+            others.
         depthwise: whether the depthwise convolutions come before them.
 
     Raises:
-        TypeError: as :class:`smlp.network.PyramidNetwork`, and if ``drop_path_rate`` is no number.
-        ValueError: as that, and if ``drop_path_rate`` is outside [0, 1).
+        TypeError: as :class:`smlp.network.PyramidNetwork`, or if ``drop_path_rate`` is not a
+            number.
+        ValueError: as that, or if ``drop_path_rate`` is outside [0, 1).
     """
 
     def __init__(

@@ -111,8 +111,8 @@ class SparseMLPStage(nn.Module):
 class SparseMLP(PyramidNetwork):
     """sMLPNet as commonly ported to PyTorch: patches, stages of sMLP layers, and a linear head.
 
-    A state dict of that port loads unchanged. It holds a patch merging of the last stage that the
-    port never uses; there is none here, and loading one logs a warning and leaves it out.
+    A state dict of that port loads unchanged, except for a patch merging of the last stage, which
+    the port has but never uses. There is none here: loading one logs a warning and leaves it out.
 
     Args:
         image_size, patch_size, in_channels, num_classes, d_model, depth, expansion_factor: as of
@@ -121,8 +121,8 @@ class SparseMLP(PyramidNetwork):
         dropout: probability of dropout in the channel MLPs.
 
     Raises:
-        TypeError: as :class:`smlp.network.PyramidNetwork`, and if ``dropout`` is no number.
-        ValueError: as that, and if ``dropout`` is outside [0, 1).
+        TypeError: as :class:`smlp.network.PyramidNetwork`, or if ``dropout`` is not a number.
+        ValueError: as that, or if ``dropout`` is outside [0, 1).
     """
 
     def __init__(

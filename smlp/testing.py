@@ -1,7 +1,7 @@
 """Equal to rounding: the block's formula, for float64, and the error that a result may have.
 
-The one definition that tests, benchmarks, :func:`smlp_kernels.testing.check_block` and the numerics
-page hold the block to.
+Tests, benchmarks, :func:`smlp_kernels.testing.check_block` and the numerics page all use this one
+definition.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,10 +65,10 @@ def formula(
 
 
 def reduction(name: str, batch: int, height: int, width: int, channels: int) -> int:
-    """Terms of the float32 sum that a result is, where PyTorch's own error need not show it.
+    """Number of terms of a float32 sum whose rounding PyTorch's own error need not show.
 
-    Of sums over pixels all terms, since PyTorch takes them in another order. Of the gradient of x
-    three: PyTorch adds up those of the branches, where a kernel may take one sum over all channels.
+    For sums over pixels it is all terms, since PyTorch adds them in another order. For the gradient
+    of x it is three: PyTorch adds the three branches, a kernel may take one sum over all channels.
 
     Args:
         name: ``output``, or that of the argument whose gradient the result is; names of a block's
@@ -103,7 +103,7 @@ class Comparison:
     Attributes:
         name: of the result.
         error: the relative error of the result, see :func:`relative_error`.
-        peer_error: that of PyTorch; None without a peer.
+        peer_error: the relative error of PyTorch; None without a peer.
         problem: why the result is not equal to rounding; None if it is.
     """
 
@@ -125,10 +125,10 @@ def compare(
 ) -> Comparison:
     """Hold a result to the errors that PyTorch makes at the same precision.
 
-    The largest error may be twice PyTorch's plus eight roundings of the largest value; the root
-    mean square of the errors may be 1.25 times PyTorch's plus one rounding of the values' own. A
+    The largest error may be twice PyTorch's plus eight roundings of the largest value. The root
+    mean square of the errors may be 1.25 times PyTorch's plus one rounding of that of the values. A
     rounding is one to the type of the result plus those of a float32 sum of ``reduction`` terms,
-    which grow with its square root.
+    which grow with the square root of that number.
 
     Args:
         actual: the result under test.
@@ -138,8 +138,8 @@ def compare(
         name: for the message.
         reduction: terms of the sum that the result is, see :func:`reduction`.
         terms: root of the sum of the squared terms of each value. Where it exceeds the value, terms
-            cancelled, and the roundings are those of the terms: in a result of few values, none
-            may be left that is as large. The formula at the squares of its arguments is that sum.
+            cancelled, and the roundings are those of the terms: in a result of few values, all may
+            be smaller. The formula, applied to the squares of its arguments, gives that sum.
     """
     if actual.shape != exact.shape:
         problem = f"shape {list(actual.shape)}, expected {list(exact.shape)}"
@@ -200,11 +200,11 @@ def compare_block(
     eps: float,
     peer: Callable[..., Tensor] = formula,
 ) -> list[Comparison]:
-    """Hold output and gradients of a function to the formula in float64, see :func:`compare`.
+    """Compare output and gradients of a function with the formula in float64 by :func:`compare`.
 
     Args:
         function: of a block's arguments, in the order of ``NAMES``.
-        arguments: what it is called with; gradients of those that want one are compared.
+        arguments: what it is called with; gradients are compared for those that require one.
         dy: the gradient of its output, ``[B, C, H, W]``.
         eps: unit roundoff of the precision.
         peer: the same in PyTorch, at the same precision.
@@ -229,7 +229,7 @@ def compare_block(
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The report of :func:`smlp_kernels.check_block`; ``str`` is a table of it.
+    """The report of :func:`smlp_kernels.check_block`; ``str`` gives it as a table.
 
     Attributes:
         block: size, type and device, in words.
@@ -270,8 +270,8 @@ def random_arguments(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """x and the weights of a block in the order of ``NAMES``, rounded to ``dtype``.
 
-    Their means are not zero, so that leaks of padding show; x is contiguous. The values depend on
-    the sizes and the seed alone.
+    Their means are not zero, so that padding that leaks into results shows; x is contiguous. The
+    values depend only on the sizes and the seed.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -68,7 +68,7 @@ def fused_smlp(
 
     Raises:
         ValueError: if a shape does not fit or the tensors are on different devices.
-        TypeError: if an argument is no dense floating-point tensor, or types differ outside
+        TypeError: if an argument is not a dense floating-point tensor, or types differ outside
             autocast, or float64 and other types are mixed under it.
     """
     if not isinstance(x, Tensor):

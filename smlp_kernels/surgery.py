@@ -36,7 +36,7 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
         The number of blocks swapped, folded ones among them.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module.
         ValueError: if there is nothing to swap, or with ``fold`` nothing that folds, as in a model
             in training mode; the model is left as it was.
     """

@@ -60,7 +60,7 @@ def check_block(
     Raises:
         ValueError: if a size is not positive, if the device cannot be used, or if such a block
             would run on PyTorch, with the reason.
-        TypeError: if a size is no integer.
+        TypeError: if a size is not an integer.
         AssertionError: if a result is not equal to rounding; its message is the report.
     """
     named = {"batch": batch, "height": height, "width": width, "channels": channels}

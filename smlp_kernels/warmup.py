@@ -63,7 +63,7 @@ def warmup(
         The number of kernels and the seconds it took.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module.
         ValueError: if ``model`` has no fused block, or none that runs on the kernels, as on a CPU;
             if ``input_shape`` is not four positive integers or the model does not take it.
     """

@@ -40,7 +40,7 @@ def load(path: Path, argument: str = "resume") -> dict[str, Any]:
         argument: what an error calls it.
 
     Raises:
-        ValueError: if the file is no such checkpoint.
+        ValueError: if the file is not such a checkpoint.
     """
     expected = "a checkpoint of smlp train"
     try:
