@@ -62,10 +62,10 @@ def receptive_fields(
     Args:
         network: the network, trained or not.
         inputs: ``[B, in_channels, *image_size]``: noise, or real images.
-        depths: after how many layers.
+        depths: numbers of layers after which to measure.
 
     Returns:
-        For each depth ``[*image_size]``, see :func:`smlp.receptive_field`.
+        ``[*image_size]`` for each depth, see :func:`smlp.receptive_field`.
 
     Raises:
         TypeError: if ``network`` is none of ours, or ``inputs`` is not a floating-point tensor.

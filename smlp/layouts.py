@@ -136,7 +136,7 @@ def known_names(model: nn.Module) -> set[str]:
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, str, SMLPBlock]]:
-    """Yield all blocks after the beginnings of their entries' names, here and in a checkpoint."""
+    """Yield all blocks with the prefixes of their entries' names, here and in a checkpoint."""
     for path, block in model.named_modules():
         if isinstance(block, SMLPBlock):
             prefix = f"{path}." if path else ""
@@ -146,7 +146,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, str, SMLPBlock]]:
 def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names in ``state`` that the model has no use for.
 
-    They belong to a patch merging after the port's last stage, or to a head that was taken off.
+    They belong to a patch merging after the port's last stage, or to a head that was removed.
     """
     yield from unused_merge(model, state)
     if isinstance(model, PyramidNetwork) and not _has_classifier(model):

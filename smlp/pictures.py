@@ -38,7 +38,7 @@ def draw_receptive_fields(fields: Mapping[str, Tensor], title: str = "") -> "Fig
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if there is no field, or one does not have two axes or has negative values.
+        ValueError: if there is no field, or one has negative values or not exactly two axes.
         ModuleNotFoundError: if matplotlib is not installed.
     """
     if not fields:
@@ -75,9 +75,9 @@ def draw_receptive_fields(fields: Mapping[str, Tensor], title: str = "") -> "Fig
 def draw_feature_maps(
     image: Tensor, stages: Mapping[str, Tensor], *, channels: int = 6, title: str = ""
 ) -> "Figure":
-    """Draw an image and, stage by stage, those channels that vary most over it.
+    """Draw an image and, stage by stage, the channels that vary most over it.
 
-    A stage's maps fill a row, or several where there are more than fit side by side.
+    A stage's maps fill a row, or several if they do not fit side by side.
 
     Each map has its own scale, from its smallest value to its largest: the channels of a
     stage can differ a hundredfold.

@@ -1,4 +1,4 @@
-"""The published sMLPNets in timm's registry: importing this module is what registers them.
+"""The published sMLPNets in timm's registry: importing this module registers them.
 
 ::
 
@@ -8,8 +8,9 @@
     model = timm.create_model("smlpnet_tiny", num_classes=10)
     backbone = timm.create_model("smlpnet_tiny", features_only=True, out_indices=(1, 2, 3))
 
-With this import added to them, timm's ``train.py`` and ``validate.py`` work; not so their options
-``--torchscript``, and ``--reparam``, which takes a block's ``fuse``, a convolution, for a method.
+With this import added to them, timm's ``train.py`` and ``validate.py`` work, except for their
+options ``--torchscript`` and ``--reparam`` (which takes a block's ``fuse``, a convolution, for a
+method).
 
 Needs the extra ``imagenet``.
 """
@@ -72,7 +73,7 @@ def _create(
     dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a network from the arguments that ``timm.create_model`` hands on.
+    """Build a network from the arguments that ``timm.create_model`` passes on.
 
     Args:
         name: of one of :data:`smlp.smlpnet.PUBLISHED`.

@@ -1,4 +1,4 @@
-"""SMLPNet with the methods by which timm's scripts and utilities handle a model; without timm."""
+"""SMLPNet with the methods that timm's scripts and utilities call; does not need timm."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class TimmSMLPNet(SMLPNet):
-    """:class:`smlp.SMLPNet` as timm's models are: same parameters and state dict, more methods.
+    """:class:`smlp.SMLPNet` in the manner of timm: same parameters and state dict, more methods.
 
     State dicts in the layout of the paper's code load as well, as from a file that timm reads.
 
@@ -53,7 +53,7 @@ class TimmSMLPNet(SMLPNet):
 
     @property
     def head_hidden_size(self) -> int:
-        """Channels of what the classifier sees."""
+        """Channels of the classifier's input."""
         return self.channels[-1]
 
     @property
@@ -97,7 +97,7 @@ class TimmSMLPNet(SMLPNet):
         return {"stem": r"^stages\.0\.0", "blocks": layers}
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of weights that are not to decay, besides biases and norms: none."""
+        """Return the weights, besides biases and norms, that get no weight decay: none."""
         return set()
 
     def get_classifier(self) -> nn.Module:

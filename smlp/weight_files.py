@@ -38,10 +38,10 @@ class Weights:
     """One set of weights in a file.
 
     Attributes:
-        name: where it lies there, as ``state_dict_ema`` or ``state_dict.model``; empty for the top.
-        averaged: whether it is called so: an exponential moving average, or a stochastic one.
+        name: where it is in the file, such as ``state_dict_ema``; empty for the top level.
+        averaged: whether its name says that it is an average, exponential or stochastic.
         entries: tensors (or whatever is stored in their place) by name.
-        others: what else is there that looks like weights.
+        others: other entries of the file that look like weights.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Weights:
 def find_weights(content: Mapping[str, Any], known: Iterable[str], wanted: str) -> Weights:
     """Choose a set of weights among those in ``content``.
 
-    Mappings inside mappings and common prefixes of names are the same here: a set of weights is
-    wherever names of the model follow a common beginning.
+    Nested mappings and common prefixes of names are treated alike: a set of weights is wherever
+    names of the model follow a common prefix.
 
     Args:
-        content: a state dict, or a mapping that holds some.
+        content: a state dict, or a mapping that contains some.
         known: the names of the model's entries, in every layout.
         wanted: ``"ema"`` for averaged weights, ``"raw"`` for others, ``"auto"`` for averaged ones
             if there are some.
 
     Raises:
-        ValueError: if ``wanted`` is another word, if there are no such weights, or several.
+        ValueError: if ``wanted`` is another word, or there is not exactly one such set.
     """
     if wanted not in ("auto", "ema", "raw"):
         raise ValueError(f"weights: expected 'auto', 'ema' or 'raw', got {wanted!r}")
@@ -224,9 +224,9 @@ def reading(argument: str, expected: str, path: Path) -> Iterator[None]:
         )
         if refused:
             why = (
-                f"which holds more than data: a {refused[1]}, refused since code would run with "
-                "it. Where the file comes from, save the tensors alone: torch.save(state_dict, "
-                "path) of a dict of tensors, numbers and strings"
+                f"which holds more than data: a {refused[1]}, which could run code. In the program "
+                "that wrote the file, save only tensors: torch.save(state_dict, path) with a dict "
+                "of tensors, numbers and strings"
             )
         else:
             why = (

@@ -1,4 +1,4 @@
-"""Every ablation trained alike, and the table of what came out."""
+"""Train all ablations in the same way, and tabulate the results."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CHOSEN = ("ablation", "seed", "resume", "overwrite", "init", "fused")
 """Fields of :class:`TrainConfig` that the comparison decides: changed blocks cannot be fused."""
 
 DEFAULTS = {"model": "smlpnet_tiny", "out": "runs/ablations"}
-"""Of its fields, where another default is of use."""
+"""Defaults that differ from those of :class:`TrainConfig`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         name: of the ablation.
-        parameters: how many numbers it learns.
+        parameters: number of parameters.
         macs: multiply-adds per image.
         accuracies: share of held-out images classified correctly, for each seed.
     """
@@ -57,7 +57,7 @@ def run_ablations(config: TrainConfig, seeds: Sequence[int] = (0,)) -> str:
         The table, as Markdown, with how it was made below it.
 
     Raises:
-        ValueError: if there is no seed, or options do not fit together or the data.
+        ValueError: if there is no seed, or the options do not fit each other or the data.
         ImportError: if an optional package is missing, with the command that installs it.
     """
     if not seeds:

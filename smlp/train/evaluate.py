@@ -74,7 +74,7 @@ def evaluate(
 
 
 def held_out(trained: Trained, data: str) -> ImagesByClass | TensorDataset:
-    """Return the images to evaluate a trained network on, as it takes them, with their labels.
+    """Return the images to evaluate a trained network on, ready as its input, and their labels.
 
     Args:
         trained: the network.
@@ -82,7 +82,7 @@ def held_out(trained: Trained, data: str) -> ImagesByClass | TensorDataset:
             It need not have all classes.
 
     Raises:
-        ValueError: if there is no such data, or its images or classes are not the network's.
+        ValueError: if there is no such data, or its images or classes do not fit the network.
         ImportError: if a package is missing, with the command that installs it.
         OSError: if a folder cannot be read.
     """

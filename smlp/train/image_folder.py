@@ -20,12 +20,12 @@ CROP = 0.875  # share of a held-out image's sides that its centre crop is cut fr
 
 
 class ImagesByClass(Dataset[Any]):
-    """The images of ``<root>/<class>/**`` with their labels; hidden files and folders are none.
+    """The images of ``<root>/<class>/**`` with their labels; hidden files and folders do not count.
 
     Args:
         root: the folder; its folders are the classes, in the order of their names.
-        prepare: makes a tensor of the path of an image.
-        classes: the names that count, in the order of their labels; all of them by default.
+        prepare: makes a tensor from the path of an image.
+        classes: the names of the classes, in the order of their labels; by default all folders.
 
     Attributes:
         classes: the names of the classes, by label.
@@ -116,10 +116,10 @@ def _leave_the_process_group(worker: int) -> None:
 
 
 class ImageFolderSource:
-    """``<data>/train/<class>/*`` to learn from and ``<data>/val/<class>/*`` held out.
+    """Training images in ``<data>/train/<class>/*``, held-out ones in ``<data>/val/<class>/*``.
 
     Training images get a random resized crop, a flip, then RandAugment and erasing where asked for;
-    every draw depends on the seed, the epoch and the image alone, never on the number of workers or
+    every draw depends only on the seed, the epoch and the image, never on the number of workers or
     processes. Mixup and cutmix act on the batch of a process. Held-out images are read by
     :class:`smlp.images.Preprocessing`.
 
@@ -184,7 +184,7 @@ class Seeded(Dataset[Any]):
 
     Args:
         dataset: what to wrap.
-        seed: of the run.
+        seed: seed of the run.
         epoch: which pass over the images.
     """
 

@@ -1,8 +1,8 @@
 """Batches of a training run: which images each process gets at which step, and from where.
 
-The order of an epoch depends on the seed and the epoch alone and is dealt out by global batch: with
-any number of processes, step k sees the same images. That is what makes a run repeatable, lets it
-continue in the middle of an epoch, and makes several processes compute what one would.
+The order of an epoch depends only on the seed and the epoch, and is dealt out by global batch: with
+any number of processes, step k sees the same images. So a run is repeatable, can continue in the
+middle of an epoch, and computes with several processes what it would with one.
 """
 
 from collections import Counter
@@ -21,22 +21,22 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Source(Protocol):
-    """Where batches come from; all of them are on the device of the process."""
+    """A source of batches, which are on the device of the process."""
 
     image_size: tuple[int, int]
     in_channels: int
     classes: list[str]
     """Their names, by label."""
     train_labels: list[int]
-    """Of the images to learn from."""
+    """Of the training images."""
     test_labels: list[int]
-    """Of the images held out."""
+    """Of the held-out images."""
     mean: list[float]
-    """Of each colour channel on a scale from 0 to 1: what was subtracted from the images."""
+    """What was subtracted from each colour channel, on a scale from 0 to 1."""
     std: list[float]
-    """What they were divided by after that."""
+    """What each channel was divided by after that."""
     crop: float
-    """Share of a held-out image file's sides that its centre was cut from."""
+    """Share of a held-out image file's height and width that its centre was cut from."""
 
     def train_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """Yield this process's share of every global batch of ``epoch`` from ``first_step`` on."""
@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 def counts(source: Source) -> dict[str, Any]:
-    """Return what tells one set of images from another: its classes and how many images of each."""
+    """Return what identifies a set of images: shape, classes, and how many images each has."""
 
     def by_class(labels: list[int]) -> list[int]:
         counter = Counter(labels)
@@ -66,8 +66,8 @@ def epoch_shares(
     """Yield the indices that one process trains on, step by step.
 
     Args:
-        count: number of training images; what is left after the last full batch waits for an epoch
-            with another order.
+        count: number of training images; those left over after the last full batch are skipped in
+            this epoch.
         batch_size: images per step over all processes, a multiple of their number.
         seed: of the order.
         epoch: which pass over the images.

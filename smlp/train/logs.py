@@ -1,4 +1,4 @@
-"""The record of a run: CSV files that a continuation extends, and TensorBoard where installed."""
+"""The log of a run: CSV files that a continuation extends, and TensorBoard if it is installed."""
 
 import csv
 import io
@@ -108,9 +108,9 @@ def _tensorboard(folder: Path, last_step: int) -> Any:
 
 
 def progress(steps: Iterable[Any], *, total: int, title: str, show: bool) -> Iterator[Any]:
-    """Pass ``steps`` through a progress bar on standard error, where that is a terminal.
+    """Pass ``steps`` through a progress bar on standard error, if that is a terminal.
 
-    There is none where ``show`` is off, or tqdm is not installed.
+    There is no bar if ``show`` is off or tqdm is not installed.
     """
     if show and sys.stderr.isatty():
         with suppress(ImportError):

@@ -49,25 +49,25 @@ class Summary:
 def train(config: TrainConfig, *, fuse: Fuse | None = None) -> Summary:
     """Train a network and leave checkpoints and logs in ``config.out``.
 
-    Started by torchrun it runs on all its processes. With ``config.resume`` it continues from the
-    last checkpoint, and with the same number of processes and epochs computes to the bit what it
-    would have without the interruption. SIGINT and SIGTERM let it finish a step and save first;
-    several processes notice them every 50 steps.
+    Under torchrun it runs on all its processes. With ``config.resume`` it continues from the last
+    checkpoint, and with the same number of processes and epochs computes bit for bit what it would
+    have without the interruption. After SIGINT or SIGTERM it finishes a step and saves before it
+    stops; several processes check for them every 50 steps.
 
     Args:
         config: what to train, on what, how.
-        fuse: what swaps the fused blocks in if ``config.fused``, such as
-            ``smlp_kernels.fuse_model``; by default that of the installed package.
+        fuse: swaps the fused blocks in if ``config.fused``; by default
+            ``smlp_kernels.fuse_model`` of the installed package.
 
     Returns:
         The outcome on the held-out images.
 
     Raises:
-        ValueError: if options do not fit together, the data, or the checkpoint.
+        ValueError: if the options do not fit each other, the data or the checkpoint.
         ImportError: if an optional package is missing, with the command that installs it, or the
-            one that has the fused blocks.
+            package with the fused blocks.
         OSError: if a file or folder cannot be read or written.
-        FloatingPointError: if the loss stops being a number; the last checkpoint is older.
+        FloatingPointError: if the loss is no longer finite; the last checkpoint is older.
         Stopped: (a KeyboardInterrupt) after saving, if a signal asked the run to stop.
     """
     if not config.fused:

@@ -22,7 +22,7 @@ FUSE = "smlp.fuse"  # group of entry points, see installed_fuse
 Fuse = Callable[[nn.Module], object]
 """Swaps the blocks inside a model for fused ones, in place."""
 
-# Small enough for a CPU; each reaches more than 95 % of held-out images in a minute or two.
+# Small enough for a CPU; each gets more than 95 % of held-out images right in a minute or two.
 SIZES_FOR_DATA: dict[str, dict[str, Any]] = {
     "digits": {"patch_size": 1, "d_model": 32, "depth": (2, 2)},
     "mnist5k": {"patch_size": 2, "d_model": 32, "depth": (2, 2)},
@@ -32,7 +32,7 @@ SIZES_FOR_DATA: dict[str, dict[str, Any]] = {
 def model_arguments(
     config: TrainConfig, image_size: tuple[int, int], in_channels: int, num_classes: int
 ) -> dict[str, Any]:
-    """Return the keyword arguments of the network: of the options, the data, then its own."""
+    """Return the network's keyword arguments: from the options, else from the data."""
     arguments: dict[str, Any] = {
         "image_size": image_size,
         "in_channels": in_channels,
@@ -51,7 +51,7 @@ def model_arguments(
 def installed_fuse() -> Fuse:
     """Load the first entry point of the group ``smlp.fuse``, which an installed package declares.
 
-    The kernels build on ``smlp``, so it finds them by their package's metadata.
+    ``smlp`` does not import the kernels, which depend on it: it finds them by package metadata.
 
     Raises:
         ImportError: if no installed package declares one, or it cannot be imported.
@@ -72,7 +72,7 @@ def build_model(name: str, arguments: dict[str, Any], fuse: Fuse | None = None) 
         name: one of :data:`smlp.train.config.MODELS`.
         arguments: of the network; ``ablation`` among them is one of
             :data:`smlp.ablations.ABLATIONS`.
-        fuse: what swaps the fused blocks in; None leaves them plain.
+        fuse: swaps the fused blocks in; None leaves them plain.
 
     Raises:
         ValueError: if the sizes do not divide, or the network has no ablations.
@@ -96,11 +96,11 @@ class Trained:
 
     Attributes:
         network: in eval mode, on the CPU, with plain blocks.
-        classes: their names, by the index of the output.
+        classes: the names of the classes, by the index of the output.
         data: what it was trained on: a bundled set or the path of a folder.
-        mean: of each colour channel, on a scale from 0 to 1, that its images had subtracted.
-        std: what they were divided by after that.
-        crop: share of an image file's sides that its centre is cut from.
+        mean: what is subtracted from each colour channel, on a scale from 0 to 1.
+        std: what each channel is divided by after that.
+        crop: share of an image file's height and width that its centre is cut from.
     """
 
     network: PyramidNetwork
@@ -112,7 +112,7 @@ class Trained:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the network takes image files: as those held out from its training."""
+        """How image files become input: in the same way as the held-out ones in training."""
         network = self.network
         return Preprocessing(
             network.in_channels, network.image_size, self.mean, self.std, self.crop
@@ -123,7 +123,7 @@ def load_network(path: str | Path) -> Trained:
     """Rebuild a trained network from the ``model.pt`` of a run.
 
     Raises:
-        ValueError: if there is no such file, or it is another.
+        ValueError: if there is no such file, or it is not a ``model.pt``.
     """
     content = checkpoint.load(Path(path), "checkpoint")
     about = [field.name for field in fields(Trained) if field.name != "network"]

@@ -1,4 +1,4 @@
-"""One process or many: what torchrun started, and how the model is spread over it."""
+"""One process or many: the processes of torchrun, and how the model is spread over them."""
 
 import os
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ class World:
 def world_of(device: str) -> Iterator[World]:
     """Join the processes that torchrun started, or be the only one, and leave at the end.
 
-    Where the caller has joined them, this joins no second time and leaves nothing.
+    If the caller has already joined them, this neither joins again nor leaves.
 
     Args:
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
@@ -99,7 +99,7 @@ def world_of(device: str) -> Iterator[World]:
 
 
 def shard(model: nn.Module, world: World) -> None:
-    """Shard ``model`` in place with FSDP2: the layer around each sMLP block, then what is left."""
+    """Shard ``model`` in place with FSDP2: the layer around each sMLP block, then the rest."""
     mesh = dist.init_device_mesh(world.device.type, (world.size,))
     for layer in layers_with_one_block(model):
         fully_shard(layer, mesh=mesh)
@@ -121,7 +121,7 @@ def layers_with_one_block(model: nn.Module) -> list[nn.Module]:
 def replicate(model: nn.Module, world: World) -> nn.Module:
     """Wrap ``model`` for data parallelism."""
     device_ids = [world.device] if world.device.type == "cuda" else None
-    # Broadcasting would put the first process's BatchNorm statistics in the place of the others';
+    # Broadcasting would replace the other processes' BatchNorm statistics by those of the first;
     # average_buffers needs what each has seen.
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
@@ -140,7 +140,7 @@ def average_buffers(model: nn.Module, world: World) -> None:
 
 @contextmanager
 def adding_gradients(forward: object, *, last: bool) -> Iterator[None]:
-    """Leave gradients on each process, for one of several backward passes, until the last one.
+    """Keep gradients on each process until the last of several backward passes.
 
     Args:
         forward: what training calls, replicated, sharded or neither.

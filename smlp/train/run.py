@@ -1,4 +1,4 @@
-"""The moving parts of a run: images, network, optimiser, schedule, averaged weights."""
+"""The parts of a run: images, network, optimiser, schedule, averaged weights."""
 
 import math
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Run:
         forward: what training calls: ``model``, or its DDP wrapper.
         arguments: the keyword arguments that ``model`` was built with.
         optimizer: AdamW.
-        scaler: of the loss, against gradients too small for float16; disabled without.
+        scaler: scales the loss, against gradients too small for float16; disabled for other types.
         ema: exponential moving average of the weights, with the buffers of ``model``; or None.
         steps_per_epoch: optimiser steps of one pass over the images.
         step: optimiser steps done.
@@ -114,7 +114,7 @@ def open_source(config: TrainConfig, world: World) -> Source:
 
 
 def build(config: TrainConfig, source: Source, world: World, fuse: Fuse | None = None) -> Run:
-    """Build the network and what trains it, the same weights on every process.
+    """Build the network and what trains it, with the same weights on every process.
 
     Raises:
         ValueError: if sizes do not divide, ``config.init`` does not fit, or an option needs another
@@ -124,7 +124,7 @@ def build(config: TrainConfig, source: Source, world: World, fuse: Fuse | None =
     if config.sync_bn and world.device.type != "cuda":
         raise ValueError(
             f"sync_bn: expected a CUDA device, got {world.device.type}; "
-            "torch's SyncBatchNorm runs nowhere else, --freeze-bn does"
+            "torch's SyncBatchNorm needs one, --freeze-bn does not"
         )
     sharded = world.size > 1 and config.parallel == "fsdp"
     arguments = model_arguments(config, source.image_size, source.in_channels, len(source.classes))
@@ -148,7 +148,7 @@ def build(config: TrainConfig, source: Source, world: World, fuse: Fuse | None =
     if config.compile:
         model.compile()
     forward = parallel.replicate(model, world) if world.size > 1 and not sharded else model
-    # From here on each process draws its own numbers: its dropout is not its neighbour's.
+    # From here on each process draws its own random numbers: dropout differs between processes.
     torch.manual_seed((config.seed * 1_000_003 + world.rank) % 2**63)
     return Run(
         model,
@@ -171,7 +171,7 @@ def _check_batch_norm(network: PyramidNetwork, config: TrainConfig, world: World
             "batch_size: expected at least 2 images per process and part of a step, since the last "
             "feature maps are 1 x 1 and BatchNorm needs two values, "
             f"got {config.batch_size} (processes: {world.size}, parts: {config.accumulate}); "
-            "--freeze-bn does with one"
+            "with --freeze-bn one is enough"
         )
 
 
@@ -189,7 +189,7 @@ def _start_from(network: PyramidNetwork, path: str) -> None:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return AdamW that decays matrices and filters, but no biases and no normalisations."""
+    """Return AdamW with weight decay for matrices and filters, not for biases and norms."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
     groups = [
@@ -200,7 +200,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def learning_rate(config: TrainConfig, steps_per_epoch: int, step: int) -> float:
-    """Return the learning rate of step ``step``, from 0: a line up, then a cosine down."""
+    """Return the learning rate of step ``step``, counted from 0: a line up, then a cosine down."""
     total, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
     if warmup >= total:
         warmup = total // 2

@@ -66,10 +66,10 @@ def last_checkpoint(out: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def options_of(out: Path) -> dict[str, Any]:
-    """Return the options of the run in ``out``; none where there is no checkpoint of one.
+    """Return the options of the run in ``out``; empty if there is no checkpoint.
 
     Raises:
-        ValueError: if there is a file in its place that is none.
+        ValueError: if the file is not a checkpoint.
     """
     if not (out / LAST).exists():
         return {}
@@ -142,7 +142,7 @@ def restore(run: Run, saved: dict[str, Any], config: TrainConfig, world: World) 
 
 
 def prepare(out: Path, config: TrainConfig) -> None:
-    """Make the folder of a run, and empty it of an earlier one where ``overwrite`` asks for that.
+    """Make the folder of a run, and remove an earlier run from it if ``overwrite`` is set.
 
     Raises:
         OSError: naming the path, if that fails.

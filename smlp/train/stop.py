@@ -9,7 +9,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop; its message says by what, and how to continue."""
+    """A run was asked to stop; the message says by which signal, and how to continue."""
 
 
 @contextmanager
