@@ -63,7 +63,7 @@ def run(
     tensors = (x, *weights) if weights[5] is not None else (x, *weights[:5])
     key = (len(tensors), *size)
     known = False
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or ops.dispatch_modes()):
         for are_alike in alike.get(key, ()):
             if are_alike(*tensors):
                 known = True
@@ -82,8 +82,8 @@ def run(
 
 
 # By the number of tensors and C, H, W: whether tensors are like others that were checked, plain and
-# outside autocast, in type, dtype, device, sizes (but that of the batch) and in whether modes,
-# transforms, tracing and autocast act on them.
+# outside autocast, in type, dtype, device, sizes (but that of the batch) and in whether transforms,
+# tracing and autocast act on them. Modes are asked about apart: it overlooks PyTorch's own.
 alike: dict[tuple[int, ...], tuple[Callable[..., bool], ...]] = {}
 
 

@@ -285,7 +285,7 @@ def is_plain(tensors: Sequence[Any]) -> bool:
             if tensor.is_neg():
                 return False
         elif kind is Tensor:
-            if tensor.is_neg() or tensor._is_zerotensor():
+            if tensor.is_neg() or tensor._is_zerotensor() or not has_storage(tensor):
                 return False
         elif tensor is not None:
             return False
@@ -293,6 +293,7 @@ def is_plain(tensors: Sequence[Any]) -> bool:
 
 
 # Without these tests of PyTorch's the slower way is right everywhere.
+has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda _: False)
 functorch_is_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: True
 )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smlp.testing import EPS, assert_close, formula
@@ -166,10 +167,13 @@ def test_wrong_inputs_are_refused(
 
 
 def test_inputs_that_only_look_known(block: FusedSMLPBlock, x: Tensor) -> None:
-    negative = torch._neg_view(x)
+    negative, wrapped = torch._neg_view(x), []
     weights = [w.detach() for w in block.weights()]
     exact = formula(-x, *weights)
     assert_close(block(negative), exact, None, eps=EPS[torch.float64])
+
+    torch.func.grad(lambda x: wrapped.append(x) or x.sum())(x)  # what is left of a transform
+    assert_close(block(wrapped[0]), formula(x, *weights), None, eps=EPS[torch.float64])
 
     class Named(Tensor):
         pass
@@ -195,6 +199,9 @@ def test_whatever_acts_on_operators_still_does(block: FusedSMLPBlock, x: Tensor)
     with Noting() as mode, torch.no_grad():
         block(x)
     assert ops.mix in mode.seen
+    graph = make_fx(block)(x)  # by a mode of PyTorch's own, which the guards do not see
+    assert ops.mix in [node.target for node in graph.graph.nodes]
+    assert_close(graph(2 * x), block(2 * x), None, eps=EPS[torch.float64])
     with torch.autocast(DEVICE, torch.float16):
         with pytest.raises(TypeError, match="float64 is exempt"):
             copy.deepcopy(block).float()(x)
