@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from smlp.block import require_dense, smlp
+from smlp.testing import NAMES
 from smlp_kernels import ops
 from smlp_kernels.launch import INTERPRETED, arch_of
 
@@ -76,43 +77,41 @@ def fused_smlp(
     require_dense("x", x)
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ValueError(f"x: expected shape [B, C, H, W], none of C, H, W 0, got {list(x.shape)}")
-    _, channels, height, width = x.shape
-    fuse_shapes = ([channels, 3 * channels], [channels, 3 * channels, 1, 1])
-    check_weight("weight_h", weight_h, ([height, height],), x)
-    check_weight("weight_w", weight_w, ([width, width],), x)
-    check_weight("weight_fuse", weight_fuse, fuse_shapes, x)
-    for name, bias, shapes in (
-        ("bias_h", bias_h, ([height],)),
-        ("bias_w", bias_w, ([width],)),
-        ("bias_fuse", bias_fuse, ([channels], [channels, height, width])),
-    ):
-        if bias is not None:
-            check_weight(name, bias, shapes, x)
-    return dispatch(x, (weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse))
+    weights = (weight_h, bias_h, weight_w, bias_w, weight_fuse, bias_fuse)
+    size = list(x.shape[1:])
+    fuse = [size[0], 3 * size[0]]
+    check_weights(NAMES[1:], weights, x, [fuse, [*fuse, 1, 1]], [size[:1], size])
+    return dispatch(x, weights)
 
 
-def check_weight(name: str, weight: Tensor, shapes: Sequence[list[int]], x: Tensor) -> None:
-    """Raise the errors that :func:`fused_smlp` documents."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(weight).__name__}")
-    require_dense(name, weight)
-    if list(weight.shape) not in shapes:
-        expected = " or ".join(map(str, shapes))
-        raise ValueError(
-            f"{name}: expected shape {expected} for x of shape {list(x.shape)}, "
-            f"got {list(weight.shape)}"
-        )
-    if weight.device != x.device:
-        raise ValueError(f"{name}: expected the device of x, {x.device}, got {weight.device}")
-    if not (weight.is_floating_point() and x.is_floating_point()):
-        raise TypeError(
-            f"{name}, x: expected floating-point tensors, got {weight.dtype} and {x.dtype}"
-        )
-    if weight.dtype != x.dtype and autocast_type(x) is None:
-        raise TypeError(
-            f"{name}: expected the type of x, {x.dtype}, got {weight.dtype}; convert one of them "
-            "or run under torch.autocast"
-        )
+def check_weights(
+    names: Sequence[str], weights: Sequence[Any], x: Tensor, *last: Sequence[list[int]]
+) -> None:
+    """Raise the errors that :func:`fused_smlp` documents; ``last``: shapes of the last two."""
+    height, width = x.shape[2:]
+    shapes = ([[height, height]], [[height]], [[width, width]], [[width]], *last)
+    for name, weight, allowed in zip(names, weights, shapes, strict=True):
+        if weight is None and len(allowed[0]) == 1:
+            continue  # no bias
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(weight).__name__}")
+        require_dense(name, weight)
+        if list(weight.shape) not in allowed:  # a kernel would read beyond one that is too small
+            raise ValueError(
+                f"{name}: expected shape {' or '.join(map(str, allowed))} for x of shape "
+                f"{list(x.shape)}, got {list(weight.shape)}"
+            )
+        if weight.device != x.device:
+            raise ValueError(f"{name}: expected the device of x, {x.device}, got {weight.device}")
+        if not (weight.is_floating_point() and x.is_floating_point()):
+            raise TypeError(
+                f"{name}, x: expected floating-point tensors, got {weight.dtype} and {x.dtype}"
+            )
+        if weight.dtype != x.dtype and autocast_type(x) is None:
+            raise TypeError(
+                f"{name}: expected the type of x, {x.dtype}, got {weight.dtype}; convert one of "
+                "them or run under torch.autocast"
+            )
 
 
 def dispatch(x: Tensor, weights: Sequence[Any], plain: bool = False) -> Tensor:

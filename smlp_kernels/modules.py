@@ -11,7 +11,7 @@ from torch import Tensor
 from smlp import SMLPBlock
 from smlp.block import check_input
 from smlp_kernels import ops
-from smlp_kernels.functional import autocast_type, check_weight, dispatch
+from smlp_kernels.functional import autocast_type, check_weights, dispatch
 
 # What torch.compile checks the inputs of a graph with, all in one call of 0.7 us. Without it the
 # slower way, in which each tensor is asked everything in each call, is right everywhere.
@@ -62,23 +62,16 @@ def run(
     """
     tensors = (x, *weights) if weights[5] is not None else (x, *weights[:5])
     key = (len(tensors), *size)
-    known = False
-    if not (torch.compiler.is_compiling() or ops.dispatch_modes()):
-        for are_alike in alike.get(key, ()):
-            if are_alike(*tensors):
-                known = True
-                break
-    if not known:
-        check_input(x, weights[4], size)
-        channels, height, width = size
-        fuse = [channels, 3 * channels, 1, 1]
-        shapes = ([height, height], [height], [width, width], [width], fuse, [channels])
-        for name, weight, shape in zip(NAMES, weights, shapes, strict=True):
-            if weight is not None:  # a kernel would read beyond one that is too small
-                check_weight(name, weight, (shape,), x)
-        if ops.is_plain((x, *weights)) and autocast_type(x) is None:
-            remember(key, tensors)
-    return dispatch(x, weights, known)
+    can_be_known = not (torch.compiler.is_compiling() or ops.dispatch_modes())
+    for are_alike in alike.get(key, ()) if can_be_known else ():
+        if are_alike(*tensors):
+            return dispatch(x, weights, plain=True)
+    check_input(x, weights[4], size)
+    channels = size[0]
+    check_weights(NAMES, weights, x, [[channels, 3 * channels, 1, 1]], [[channels]])
+    if ops.is_plain((x, *weights)) and autocast_type(x) is None:
+        remember(key, tensors)
+    return dispatch(x, weights)
 
 
 # By the number of tensors and C, H, W: whether tensors are like others that were checked, plain and

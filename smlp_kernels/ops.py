@@ -29,10 +29,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, library
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import register_flop_formula
 
+from smlp.testing import formula
 from smlp_kernels import hopper
 from smlp_kernels.kernels import backward
 from smlp_kernels.kernels import mix as forward
@@ -193,9 +195,7 @@ def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any
     return mix(x.flatten(0, 1), *weights).unflatten(0, x.shape[:2]), 0
 
 
-def _one_by_one(
-    operator: Any, info: Any, in_dims: tuple[Any, ...], *arguments: Any
-) -> tuple[Any, Any]:
+def _one_by_one(operator: Any, info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
     """What vmap wants: the outputs for elements that each have weights of their own, stacked."""
     pairs = list(zip(arguments, in_dims, strict=True))
     results = [
@@ -228,8 +228,16 @@ def _mix_backward_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> i
     return 2 * dy.numel() * terms
 
 
+def gradients_by_formula(dy: Tensor, x: Tensor, *arguments: Any) -> Grads:
+    """All that ``mix_backward`` may return, by PyTorch's operators."""
+    given = {i: t for i, t in enumerate((x, *arguments[:5])) if t is not None}
+    pull = torch.func.vjp(lambda given: formula(*map(given.get, range(7))), given)[1]
+    (grads,) = pull(dy)
+    return *map(grads.get, range(6)), dy.sum((0, 2, 3))
+
+
 def differentiable(
-    name: str, operator: Any, run: Callable[..., Any], setup_context: Any, gradient: Any
+    name: str, run: Callable[..., Any], setup_context: Any, gradient: Any, by_formula: Any
 ) -> Callable[..., Any]:
     """Register what an operator does, and return the operator for eager mode.
 
@@ -237,6 +245,7 @@ def differentiable(
     ``Function.apply`` binds the arguments for 25 us, each as much as a kernel takes; the ``apply``
     of its base class does neither.
     """
+    operator = getattr(torch.ops.smlp_kernels, name).default
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     library.register_autograd(
         f"smlp_kernels::{name}", gradient, setup_context=setup_context, lib=LIBRARY
@@ -252,6 +261,9 @@ def differentiable(
     apply_direct = super(torch.autograd.Function, direct).apply
 
     def call(*arguments: Any, plain: bool | None = None) -> Any:
+        if forward_ad._current_level >= 0:  # in the backward of a block that was called outside
+            dtype = arguments[0].dtype
+            return by_formula(*(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments))
         if is_plain(arguments[:7]) if plain is None else plain:  # the tensors of either operator
             return (apply_direct if torch.is_grad_enabled() else run)(*arguments)
         if not is_traced() and functorch_is_active() and torch.is_grad_enabled():
@@ -261,9 +273,10 @@ def differentiable(
     return call
 
 
-differentiable_mix = differentiable("mix", mix, run_mix, mix_setup_context, mix_grad)
+differentiable_mix = differentiable("mix", run_mix, mix_setup_context, mix_grad, formula)
 differentiable_mix_backward = differentiable(
-    "mix_backward", mix_backward, run_mix_backward, mix_backward_setup_context, mix_backward_grad
+    *("mix_backward", run_mix_backward),
+    *(mix_backward_setup_context, mix_backward_grad, gradients_by_formula),
 )
 
 

@@ -130,6 +130,10 @@ def test_changed_weights_are_seen(
         (replace(lambda w: w.to("meta")), r"proj_w.weight: expected the device of x"),
         (set_data(lambda w: w.float()), r"proj_h.weight: expected the type of x"),
         (
+            lambda block: setattr(block.proj_h, "weight", None),
+            r"proj_h.weight: expected a tensor, got NoneType",
+        ),
+        (
             lambda block: setattr(block.fuse, "bias", nn.Parameter(torch.zeros(5, 5, 5))),
             r"fuse.bias: expected shape \[5\] for x .*, got \[5, 5, 5\]",
         ),

@@ -1,5 +1,8 @@
 """Sizes at the edge of a launch, inputs that overlap, and blocks used in unusual ways."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,6 +139,34 @@ def test_forward_mode() -> None:
         actual = forward_ad.unpack_dual(fused_smlp(dual, *arguments[1:])).tangent
     exact = formula(tangents[0], *arguments[1:]) - formula(0 * tangents[0], *arguments[1:])
     assert_close(actual, exact, None, eps=EPS[torch.float64])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_of_a_backward(frozen: bool) -> None:
+    """Of a graph from outside: what is backpropagated has a tangent, as linear as the backward."""
+    results = []
+    for block in (fused_smlp, formula):
+        arguments = Case(2, 2, 3, 2).arguments(torch.float64, "contiguous")
+        leaves = [a.requires_grad_() for a in (arguments[:1] if frozen else arguments)]
+        y = block(*arguments)
+        (dx,) = torch.autograd.grad(y.pow(3).sum(), leaves[0], create_graph=True)
+        dy, tangent = (Case(2, 2, 3, 2).arguments(torch.float64, seed=s)[0] for s in (1, 2))
+        for of in (y, dx):
+            gradients = partial(torch.autograd.grad, of, leaves, retain_graph=True)
+            if block is formula:
+                results.append(gradients(tangent))
+                continue
+            with forward_ad.dual_level():
+                duals = gradients(forward_ad.make_dual(dy, tangent))
+                results.append([forward_ad.unpack_dual(dual).tangent for dual in duals])
+            assert_same(torch.func.jvp(gradients, (dy,), (tangent,))[1], results[-1])
+    for actual, exact in zip(results[:2], results[2:], strict=True):
+        assert_same(actual, exact)
+
+
+def assert_same(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    for a, e in zip(actual, exact, strict=True):
+        assert_close(a, e, None, eps=EPS[torch.float64], reduction=24)
 
 
 def test_hessian_in_mixed_mode() -> None:
