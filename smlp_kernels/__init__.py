@@ -1,4 +1,4 @@
-"""The sMLP block on fused Triton kernels: forward, backward and double backward."""
+"""The sMLP block on fused Triton kernels: forward, backward and derivatives of any order."""
 
 from smlp_kernels._requirements import require_cache_folder, require_versions
 

@@ -1,4 +1,4 @@
-"""Requirements of the kernels, checked before an import that would fail less clearly."""
+"""Requirements of the kernels, checked before imports that would fail with less clear errors."""
 
 import importlib
 import logging
@@ -37,13 +37,13 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def require_cache_folder() -> tempfile.TemporaryDirectory | None:
-    """Give Triton another folder to compile into where its own cannot be written.
+    """Give Triton another folder to compile into if its own cannot be written.
 
-    Triton stops at the first launch otherwise, as in a container with a read-only home, or with the
+    Otherwise Triton stops at the first launch, as in a container with a read-only home, or with the
     home of a user other than the one it runs as.
 
     Returns:
-        The folder, which lives as long as this object, or None where Triton's own will do.
+        The folder, which lives as long as this object, or None if Triton's own will do.
     """
     from triton import knobs
 

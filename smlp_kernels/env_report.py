@@ -43,7 +43,7 @@ def environment(gpu: int = 0) -> machine.Facts:
 
 
 def path_of(x: torch.Tensor) -> list[str]:
-    """Say in lines what runs a block on an input of this shape, type and device, and why."""
+    """Say line by line what runs a block for an input of this shape, type and device, and why."""
     height, width = x.shape[2:]
     reason = fallback_reason(x)
     if reason is not None:

@@ -12,8 +12,8 @@ torch.fx.wrap("fused_smlp")  # a call in the graph: it looks at values that have
 class FoldedSMLPBlock(PlainFoldedSMLPBlock):
     """:class:`smlp.folding.PlainFoldedSMLPBlock` on the fused kernels.
 
-    Takes any floating type under autocast; see :func:`smlp_kernels.fused_smlp` for numerics, errors
-    and what falls back to PyTorch.
+    It takes any floating-point type under autocast; see :func:`smlp_kernels.fused_smlp` for
+    numerics, errors and what falls back to PyTorch.
     """
 
     plain_class = PlainFoldedSMLPBlock  # for smlp.export

@@ -1,4 +1,4 @@
-"""``fused_smlp``: the block as a function; checks, autocast, and the way to kernels or PyTorch."""
+"""``fused_smlp``, the block as a function: checks, autocast, then the kernels or PyTorch."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -36,23 +36,23 @@ def fused_smlp(
         x_w[b, c, h, w] = sum_k weight_w[w, k] * x[b, c, h, k] + bias_w[w]
         out[b, :, h, w] = weight_fuse @ concat(x_h, x_w, x)[b, :, h, w] + bias_fuse
 
-    One kernel projects along both axes and cuBLAS takes the product, a chunk of the batch at a
-    time; an axis of more than 64 positions, in 16-bit types more than 128, is projected by
-    PyTorch's products. A chunk takes at most 34.5 MB of scratch memory, or what one image needs.
-    ``x`` is all that is kept for the backward pass. On compute capability 9.0, one kernel in CUDA
-    C++ computes the forward of the sizes that it takes (DESIGN.md says which).
+    One kernel projects along both axes, then cuBLAS computes the product, a chunk of the batch at a
+    time. A chunk takes at most 34.5 MB of scratch memory, or what one image needs. An axis of more
+    than 64 positions (128 in 16-bit types, 32 in a float64 backward) is projected by PyTorch's
+    products. ``x`` is all that is kept for the backward pass. On compute capability 9.0, 16-bit
+    channels_last images of some sizes have special kernels (DESIGN.md says which).
 
     On a CUDA GPU of compute capability 8.0 or later this runs on Triton kernels, for H and W up to
     256 and C up to 2048; everything else, other devices included, runs on PyTorch's own operators
-    (:func:`fallback_reason` says which and why). Differentiable to any order in every argument; in
-    forward mode (``torch.func.jvp``, ``hessian``) by PyTorch's operators.
+    (:func:`fallback_reason` says why). It is differentiable to any order in every argument; in
+    forward mode (``torch.func.jvp``, ``hessian``) on PyTorch's operators.
 
     Numerics: products in the type of ``x``, accumulated in float32 (float64 for float64); ``x_h``
     and ``x_w`` are rounded to the type of ``x`` once, as in PyTorch. Products of float32 are IEEE
     or TF32 as ``torch.backends.cuda.matmul.fp32_precision`` says, which
     ``torch.set_float32_matmul_precision`` and ``allow_tf32`` set too. Bitwise reproducible from run
     to run (on one stream, as cuBLAS is). Under autocast ``x`` is converted to the
-    autocast type, and the gradients of float32 weights are accumulated and returned in float32.
+    autocast type; gradients of float32 weights are accumulated and returned in float32.
 
     Args:
         x: ``[B, C, H, W]``, float16, bfloat16, float32 or float64, any strides; B may be 0.
@@ -61,11 +61,11 @@ def fused_smlp(
         weight_w: ``[W, W]``, out, in.
         bias_w: ``[W]`` or None.
         weight_fuse: ``[C, 3C]`` or ``[C, 3C, 1, 1]``, columns in the order h, w, identity.
-        bias_fuse: ``[C]``, or ``[C, H, W]`` for a bias of every place, or None.
+        bias_fuse: ``[C]``, or ``[C, H, W]`` for a bias of every pixel, or None.
 
     Returns:
-        ``[B, C, H, W]`` in the memory format of ``x``; its type is that of ``x``, under autocast
-        the autocast type.
+        ``[B, C, H, W]`` in the memory format and type of ``x``; under autocast in the autocast
+        type.
 
     Raises:
         ValueError: if a shape does not fit or the tensors are on different devices.
@@ -144,12 +144,12 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-# Asked first, for the name of a device, which the other question needs, takes as long as a launch.
+# Asked first: the other question needs the name of a device, which takes as long as a launch.
 any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def under_autocast(x: Tensor, weights: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
-    """``x`` in the autocast type; float64 is exempt and does not mix, as in PyTorch's products."""
+    """``x`` in the autocast type; as in PyTorch, float64 is exempt and mixes with no other type."""
     exempt = [t.dtype == torch.float64 for t in (x, *weights) if t is not None]
     if any(exempt) and not all(exempt):
         raise TypeError(
@@ -160,7 +160,7 @@ def under_autocast(x: Tensor, weights: Sequence[Tensor | None], dtype: torch.dty
 
 
 def fallback_reason(x: Tensor) -> str | None:
-    """Why an input of this shape, type and device runs on PyTorch; None where the kernels do.
+    """Why an input of this shape, type and device runs on PyTorch; None if the kernels take it.
 
     Args:
         x: ``[B, C, H, W]``; its values are not looked at.

@@ -1,4 +1,4 @@
-"""The launch of every kernel, under the device guard, and what all calls have in common."""
+"""Plans and launches of kernels, the device guard, and what else all calls have in common."""
 
 import contextlib
 import functools
@@ -12,11 +12,11 @@ import triton
 from torch import Tensor
 
 INT32_MAX = 2**31 - 1
-PLANS = 1024  # kept per process and operator: one for each combination of shapes, strides and types
+PLANS = 1024  # kept per process and operator, one per combination of shapes, strides and types
 HOPPER = os.environ.get("SMLP_KERNELS_HOPPER") != "0"  # kernels that only 9.0 has are on
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # fixed when the kernels are imported
 
-# Minor versions of Triton whose compiled kernels are known to be called as Call.launch calls them.
+# Minor versions of Triton whose compiled kernels are known to take what Call.launch passes.
 DIRECT = not INTERPRETED and triton.__version__.rsplit(".", 1)[0] in ("3.6", "3.7", "3.9")
 
 Strides = tuple[int, ...]
@@ -24,7 +24,7 @@ Strides = tuple[int, ...]
 
 @dataclass(eq=False)
 class Plan:
-    """All of a launch but the tensors: what depends on their shapes, strides and types alone."""
+    """All of a launch but the tensors: it depends only on their shapes, strides and types."""
 
     kernel: Any
     programs: int
@@ -32,7 +32,7 @@ class Plan:
     constants: dict[str, Any]  # tl.constexpr arguments, the last ones, in the kernel's order
     num_warps: int
     registers: int | None = None  # of a thread, at most
-    # by device, types and alignment of the tensors, which Triton compiles for, too
+    # by device, types and alignment of the tensors, for which Triton compiles as well
     compiled: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -102,11 +102,11 @@ Launch = Callable[[Call], None]  # runs a call, or notes it
 
 
 def has_launch_hooks() -> bool:
-    """Whether somebody, such as Triton's profiler, wants to be told of launches."""
+    """Whether something, such as Triton's profiler, hooks into launches."""
     runtime = triton.knobs.runtime
     try:
         return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
-    except AttributeError:  # not the lists of hooks that are known
+    except AttributeError:  # the lists of hooks have changed
         return True
 
 
@@ -117,17 +117,17 @@ def cdiv(size: int, block: int) -> int:
 
 def input_precision(dtype: torch.dtype) -> str:
     """How products of float32 are computed: as torch's own float32-matmul setting says."""
-    # not allow_tf32: reading it raises once the setting was made through the newer names
+    # not allow_tf32: reading it raises if the setting was made through the newer names
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
 
 def arch_of(x: Tensor) -> int:
-    """Ten times the compute capability; 0 in the interpreter, which has the rule for every chip."""
+    """Ten times the compute capability; 0 in the interpreter, which takes rows for all chips."""
     if not x.is_cuda:
         return 0
-    # Dynamo traces through a cache, with a warning that it does
+    # Dynamo warns when it traces through a cache
     ask = capability.__wrapped__ if torch.compiler.is_compiling() else capability
     return ask(x.device.index)
 
@@ -140,7 +140,7 @@ def capability(device: int) -> int:
 
 
 def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Make the tensor's device the current one, at no cost where it is."""
+    """Make the tensor's device the current one, at no cost if it already is."""
     if not x.is_cuda:
         if INTERPRETED:
             return contextlib.nullcontext()

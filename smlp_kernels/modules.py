@@ -1,4 +1,4 @@
-"""``FusedSMLPBlock``, the drop-in."""
+"""``FusedSMLPBlock``, the drop-in replacement of ``smlp.SMLPBlock``."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from smlp.block import check_input
 from smlp_kernels import ops
 from smlp_kernels.functional import autocast_type, check_weights, dispatch
 
-# What torch.compile checks the inputs of a graph with, all in one call of 0.7 us. Without it the
-# slower way, in which each tensor is asked everything in each call, is right everywhere.
+# torch.compile's check of the inputs of a graph, one call of 0.7 us for all. Where it is missing,
+# every call checks each tensor in full, which is slower.
 _guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 TensorGuards: Any = getattr(_guards, "TensorGuards", None)
 
 NAMES = [
     f"{module}.{kind}" for module in ("proj_h", "proj_w", "fuse") for kind in ("weight", "bias")
 ]
-KNOWN = 8  # kinds of arguments kept for a size: types, gradients wanted, inference mode
+KNOWN = 8  # kinds of arguments remembered per size: types, gradients wanted, inference mode
 
 
 class FusedSMLPBlock(SMLPBlock):
     """:class:`smlp.SMLPBlock` on the fused kernels: same constructor, parameters and state dict.
 
-    Same results to rounding. On a CUDA GPU forward and backward run on the kernels and only the
-    input is kept for backward; elsewhere this is the plain block. See
+    Results are the same to rounding. On a CUDA GPU forward and backward run on the kernels, and
+    only the input is kept for the backward; elsewhere this is the plain block. See
     :func:`smlp_kernels.fused_smlp` for numerics, limits and what falls back to PyTorch. So does a
-    block with hooks on a submodule or another module in the place of one, as adapters and pruning
-    put there: the kernels see weights and biases alone.
+    block with hooks on a submodule (pruning) or another module in its place (an adapter): the
+    kernels see only weights and biases.
     """
 
     plain_class = SMLPBlock  # for smlp.export
@@ -53,7 +53,7 @@ def run(
     weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None],
     size: tuple[int, int, int],
 ) -> Tensor:
-    """The block of checked arguments; those that are like earlier ones need not be checked.
+    """Check the arguments, unless they are like earlier ones, and compute the block.
 
     Args:
         x: the input.
@@ -74,9 +74,9 @@ def run(
     return dispatch(x, weights)
 
 
-# By the number of tensors and C, H, W: whether tensors are like others that were checked, plain and
-# outside autocast, in type, dtype, device, sizes (but that of the batch) and in whether transforms,
-# tracing and autocast act on them. Modes are asked about apart: it overlooks PyTorch's own.
+# By the number of tensors and C, H, W: checks that tensors are like earlier ones, which were plain
+# and outside autocast: same classes, dtypes, devices and sizes (except of the batch), and the same
+# transforms, tracing and autocast acting on them. They overlook PyTorch's own modes: see above.
 alike: dict[tuple[int, ...], tuple[Callable[..., bool], ...]] = {}
 
 
@@ -87,7 +87,7 @@ def remember(key: tuple[int, ...], tensors: tuple[Any, ...]) -> None:
     sizes: Any = [list(tensor.shape) for tensor in tensors]
     sizes[0][0] = None  # whatever the batch
     strides = [[None] * len(size) for size in sizes]
-    with contextlib.suppress(TypeError):  # of a version that takes other arguments
+    with contextlib.suppress(TypeError):  # from a version that takes other arguments
         guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
         alike[key] = (guards.check, *alike.get(key, ())[: KNOWN - 1])
 

@@ -13,14 +13,14 @@ weights in which all three matrices are transposed. For incoming gradients g of 
     Y = mix(g_x; Ph, Pw, F, no bias) + mix(x; g_Ph, g_bh, g_Pw, g_bw, [Fh | Fw | 0], no bias)
         + mix(x; Ph, bh, Pw, bw, g_F, g_b)
 
-so its derivative by dy is Y, and the others are again those of <dy, mix>. Two operators serve
+so its derivative by dy is Y, and the others are again those of <dy, mix>. So two operators serve
 derivatives of every order.
 
 Shapes: x and dy [B, C, H, W] with any strides; weights as in :class:`smlp_kernels.weights.Weights`.
 Products are taken in the type of x and accumulated in float32 (float64 for float64). ``mix``
 returns the type and the memory format of x. ``mix_backward`` returns the gradients of x, in its
 memory format, and of proj_h, bias_h, proj_w, bias_w, fuse and a bias [C], rounded once to the type
-of their weight, and empty tensors in the place of those not needed.
+of their weight; in place of those not needed it returns empty tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ def wanted_grads(
 ) -> Grads:
     """The gradients of <dy, mix(x; weights)> by x and the six weights that ``want`` asks for.
 
-    The last weight, the bias, plays no part and need not be given.
+    The last weight, the bias, has no effect and need not be given.
     """
     needed = Needed(want[0], want[1] or want[2], want[3] or want[4], want[5] or want[6])
     if any(needed[1:]):
@@ -148,7 +148,7 @@ def mix_backward_grad(ctx: Any, *grads: Tensor | None) -> Grads:
     def zeros(of: Tensor, gradient: Tensor | None) -> Tensor:
         return torch.zeros_like(of) if gradient is None else gradient
 
-    # what is mixed, by what, and the derivatives wanted: of it, the weights and the bias
+    # what is mixed, by which weights, and the derivatives wanted: of it, the weights, the bias
     terms: list[tuple[Tensor, Weights, tuple[bool, ...]]] = []
     want: tuple[bool, ...]
     if g_x is not None:
@@ -196,7 +196,7 @@ def _mix_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any
 
 
 def _one_by_one(operator: Any, info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
-    """What vmap wants: the outputs for elements that each have weights of their own, stacked."""
+    """The outputs that vmap expects, stacked, if elements have different weights."""
     pairs = list(zip(arguments, in_dims, strict=True))
     results = [
         operator(*(value if dim is None else value.select(dim, index) for value, dim in pairs))
@@ -209,7 +209,7 @@ def _one_by_one(operator: Any, info: Any, in_dims: Any, *arguments: Any) -> tupl
 library.register_vmap("smlp_kernels::mix_backward", partial(_one_by_one, mix_backward), lib=LIBRARY)
 
 
-# Of the formula, as PyTorch counts for the plain block; not of what the kernels compute again.
+# FLOPs of the formula, as PyTorch counts the plain block, without what the kernels recompute.
 
 
 @register_flop_formula(torch.ops.smlp_kernels.mix)
@@ -241,9 +241,9 @@ def differentiable(
 ) -> Callable[..., Any]:
     """Register what an operator does, and return the operator for eager mode.
 
-    There, the dispatcher reaches the registered formula at a cost of about 30 us a call and
-    ``Function.apply`` binds the arguments for 25 us, each as much as a kernel takes; the ``apply``
-    of its base class does neither.
+    In eager mode the dispatcher takes about 30 us to reach the registered formula, and
+    ``Function.apply`` 25 us to bind the arguments, each as long as a kernel; the ``apply`` of its
+    base class does neither.
     """
     operator = getattr(torch.ops.smlp_kernels, name).default
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -286,9 +286,9 @@ def is_traced() -> bool:
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether the dispatcher has nothing to do for an operator but to call the function above.
+    """Whether the dispatcher would do nothing for an operator but call the function above.
 
-    So it is where no mode watches, and every tensor is memory that holds its values.
+    True if no mode is active and the memory of every tensor holds its values.
     """
     if is_traced() or functorch_is_active() or dispatch_modes() or tensors[0].is_meta:
         return False
@@ -305,7 +305,7 @@ def is_plain(tensors: Sequence[Any]) -> bool:
     return True
 
 
-# Without these tests of PyTorch's the slower way is right everywhere.
+# If PyTorch lacks these, the slower way is taken, which is always right.
 has_storage: Callable[[Tensor], bool] = getattr(torch._C, "_has_storage", lambda _: False)
 functorch_is_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: True

@@ -21,19 +21,19 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
 
     The modules stay the same objects: parameters, their sharing, hooks, the state dict and any
     optimizer keep working. Subclasses of ``SMLPBlock`` other than the fused block are left alone,
-    since their ``forward`` may do something else.
+    because their ``forward`` may do something else.
 
     Args:
         model: any module; may itself be a block.
-        fold: for inference with a :class:`smlp.SparseMLP` or :class:`smlp.SMLPNet`: fold BatchNorm
-            and residuals into the linear steps between them first, so that ``x + block(norm(x))``
-            is one call of the block (:mod:`smlp.folding`). Folded modules have new weights
-            in buffers and cannot be unfused or trained: keep the original, or its state dict.
-            A part that is not known completely (hooks, further modules, pruned weights) is not
-            folded, its block only swapped; a warning is logged that names it and says why.
+        fold: for inference with a :class:`smlp.SparseMLP` or :class:`smlp.SMLPNet`: first fold
+            BatchNorm and residuals into the linear layers next to them, so that
+            ``x + block(norm(x))`` is one call of the block (:mod:`smlp.folding`). Folded modules
+            have new weights in buffers and cannot be unfused or trained: keep the original, or its
+            state dict. A part with anything else in it (hooks, further modules, pruned weights) is
+            not folded, only its block swapped; a warning names it and says why.
 
     Returns:
-        The number of blocks swapped, folded ones among them.
+        The number of blocks swapped, including folded ones.
 
     Raises:
         TypeError: if ``model`` is not a module.
@@ -88,9 +88,9 @@ def _swap(
 def _swapped(
     kind: type[nn.Module], old: type[SMLPBlock], new: type[SMLPBlock]
 ) -> type[nn.Module] | None:
-    """The class to swap ``kind`` for, or None if it is neither ``old`` nor made of it.
+    """The class to swap ``kind`` for, or None if it is neither ``old`` nor derived from it by FSDP.
 
-    ``fully_shard`` and its like make a class of it with the same forward and other hooks.
+    ``fully_shard`` and its like derive a class with the same forward and other hooks.
     """
     if kind is old:
         return new

@@ -20,8 +20,8 @@ ALLOWED = {
 def add_row(row: AxisRow) -> None:
     """Put a row before the others, so that it is taken wherever it applies, from the next call on.
 
-    ``python -m tools.tune`` finds rows. All processes of a distributed run need the same: they
-    decide the order of sums. A tile too large for the chip's shared memory fails at its launch.
+    ``python -m tools.tune`` finds rows. All processes of a distributed run need the same ones, as
+    they decide the order of sums. A tile too large for the chip's shared memory fails to launch.
 
     Raises:
         TypeError: if it is not an ``AxisRow``.
@@ -40,7 +40,7 @@ def add_row(row: AxisRow) -> None:
 
 
 def set_rows(rows: Sequence[AxisRow]) -> None:
-    """Replace the table, and forget what was planned with the one before."""
+    """Replace the table, and forget plans that were made with the old one."""
     AXIS_TABLE[:] = rows
     for cached in (mix_plan, backward_plan):
         cached.cache_clear()

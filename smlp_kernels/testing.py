@@ -39,9 +39,9 @@ def check_block(
 ) -> BlockReport:
     """Compare a block on the kernels, output and all gradients, with its formula in float64.
 
-    The bounds are those that this package's own tests hold the kernels to: the errors that PyTorch
-    makes on the same device at the same precision, and a few roundings (:func:`compare`). Products
-    of float32 are IEEE or TF32 as ``torch.backends.cuda.matmul.fp32_precision`` says, for both.
+    The bounds are those of this package's own tests, derived from the errors that PyTorch makes on
+    the same device at the same precision (:func:`compare`). Both compute products of float32 as
+    ``torch.backends.cuda.matmul.fp32_precision`` says, IEEE or TF32.
 
     Args:
         height: H of the block.
@@ -49,13 +49,13 @@ def check_block(
         channels: C.
         batch: B of the random input.
         dtype: of the input and the weights.
-        device: where the block runs; a CPU in Triton's interpreter alone.
+        device: where the block runs; a CPU only in Triton's interpreter.
         memory_format: of the input and of the incoming gradient.
         bias: whether the block has its three biases.
         seed: of the random input, weights and incoming gradient.
 
     Returns:
-        The errors of every result; all of them are equal to rounding.
+        The errors of every result, all of which are equal to rounding.
 
     Raises:
         ValueError: if a size is not positive, if the device cannot be used, or if such a block

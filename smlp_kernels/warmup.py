@@ -1,4 +1,4 @@
-"""``warmup``: the kernels that a model launches, compiled before its first step, on all cores."""
+"""``warmup``: compile the kernels that a model launches before its first step, on all cores."""
 
 import contextvars
 import copy
@@ -32,7 +32,7 @@ class WarmupReport(NamedTuple):
     """The report of :func:`warmup`."""
 
     kernels: int  # different ones that the blocks need
-    seconds: float  # few where Triton's cache on disk had them
+    seconds: float  # few if Triton's cache on disk had them
 
 
 def warmup(
@@ -45,18 +45,18 @@ def warmup(
 ) -> WarmupReport:
     """Compile the kernels of the fused blocks inside ``model`` before its first step.
 
-    The model is run on tensors without memory to see what its blocks are given; then all kernels
-    are compiled at once, on as many threads as there are cores, their launchers built and both
-    loaded. Parameters, gradients, statistics and random numbers stay as they are, and nothing runs
-    on the GPU. Call it as the training would call the model: on its device, in its memory format
-    and inside its ``torch.autocast``, but before ``torch.compile`` or data parallelism wrap it.
-    Another batch size needs no other kernels.
+    The model runs on tensors without memory to see what its blocks are given. Then all kernels are
+    compiled in parallel, on as many threads as there are cores, and loaded with their launchers.
+    Parameters, gradients, statistics and random numbers do not change, and nothing runs on the GPU.
+    Call this as training would call the model: on its device, in its memory format and inside its
+    ``torch.autocast``, but before ``torch.compile`` or data parallelism wrap it. Other batch sizes
+    need no other kernels.
 
     Args:
         model: takes one tensor; has at least one fused block inside.
-        input_shape: of that tensor, ``[B, C, H, W]``.
-        dtype: of that tensor; by default that of the first floating-point parameter.
-        memory_format: of that tensor.
+        input_shape: the shape of that tensor, ``[B, C, H, W]``.
+        dtype: its type; by default that of the first floating-point parameter.
+        memory_format: its memory format.
         training: whether to compile the kernels of the backward pass as well.
 
     Returns:
@@ -90,7 +90,7 @@ def warmup(
 
 
 def may_run_on_kernels(module: nn.Module) -> bool:
-    """Whether it is a fused or folded block: these name a class that runs on PyTorch."""
+    """Whether it is a fused or folded block: these name a class that runs on PyTorch instead."""
     return hasattr(module, "plain_class")
 
 
@@ -139,7 +139,7 @@ def record(
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps what the two operators would launch on their way to the device."""
+    """Records what the two operators would launch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """What a block applies to its input ``[B, C, H, W]``; any floating types, any strides."""
+    """What a block applies to its input ``[B, C, H, W]``; any floating-point types and strides."""
 
     proj_h: Tensor  # [H, H] out, in
     bias_h: Tensor | None  # [H]
@@ -31,7 +31,7 @@ Along = tuple[Tensor, Tensor | None]  # a projection and its bias
 def as_read(x: Tensor, weights: Sequence[Any]) -> tuple[Along, Along, Tensor]:
     """Weights as the kernels read them: what is along H, what is along W, and ``fuse``.
 
-    Matrices in the type of ``x``; all but ``fuse`` dense. Nothing is copied that is so.
+    Matrices are in the type of ``x``, all but ``fuse`` dense; only what is not so is copied.
     """
     proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
     if not (x.dtype is proj_h.dtype is proj_w.dtype is fuse.dtype):
@@ -40,12 +40,12 @@ def as_read(x: Tensor, weights: Sequence[Any]) -> tuple[Along, Along, Tensor]:
 
 
 def dense(bias: Tensor | None) -> Tensor | None:
-    """The kernels take biases without strides; gradients in their place may be expanded."""
+    """A contiguous bias, as the kernels need it; a gradient in its place may be expanded."""
     return None if bias is None else bias.contiguous()
 
 
 def in_type_of(x: Tensor, *weights: Any) -> Sequence[Any]:
-    """Weights, or None, in the type of ``x``; what autocast converts takes one launch for all."""
+    """Weights, or None, in the type of ``x``; all that autocast converts takes one launch."""
     dtype = x.dtype
     for weight in weights:
         if weight is not None and weight.dtype is not dtype:

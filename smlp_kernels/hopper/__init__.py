@@ -22,7 +22,7 @@ from smlp_kernels.hopper.plan import WARPS, call_of
 from smlp_kernels.launch import Call, on_device_of
 from smlp_kernels.weights import Weights
 
-ARCH = 90  # no other: wgmma exists only there
+ARCH = 90  # no other: wgmma exists only on 9.0
 TEXT = Path(__file__).with_name("kernels.ptx.xz")  # of all kernels
 OPTIONS = ("-arch=sm_90a", "-O3")  # of ptxas
 BLOCK = (WARPS, 1, 227 << 10)  # as Triton packs it: blocks of a cluster; bytes, MAX_SHARED
@@ -49,7 +49,7 @@ def mix(x: Tensor, weights: Weights) -> Tensor | None:
 
 
 def path_of(x: Tensor, weights: Weights, device_of: Tensor) -> str:
-    """Load what :func:`mix` would launch, and say which kernel that is or why there is none.
+    """Load what :func:`mix` would launch, and say which kernel that is, or why there is none.
 
     ``x`` and the weights may be on the meta device; it would run where ``device_of`` is.
     """
@@ -63,7 +63,7 @@ def path_of(x: Tensor, weights: Weights, device_of: Tensor) -> str:
 
 
 def launch(call: Call) -> str | None:
-    """Run a kernel, which the plan names, on the current device, or say why it does not run."""
+    """Run the kernel that the plan names on the current device, or say why it does not run."""
     plan, tensors = call
     driver = triton.runtime.driver.active
     device = driver.get_current_device()
@@ -81,7 +81,7 @@ def launch(call: Call) -> str | None:
 
 @functools.cache
 def load(name: str, device: int) -> tuple[Any, int] | str:
-    """Triton's launcher and a kernel for it, or why the kernel is refused: it stays so.
+    """Triton's launcher and a kernel for it, or why the kernel is refused, for good.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, during which nothing can be loaded.
@@ -100,7 +100,7 @@ def load(name: str, device: int) -> tuple[Any, int] | str:
         _, function, _, spilled, _ = driver.utils.load_binary(name, binary, BLOCK[2], device)
     except Exception as error:
         return repr(error)
-    if spilled:  # by no assembler known: it is slower, and nobody has looked at it
+    if spilled:  # with no known assembler; it would be slower, and is untested
         return f"{name} spills {4 * spilled} bytes of registers"
     return run, function
 

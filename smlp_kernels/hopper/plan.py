@@ -1,4 +1,4 @@
-"""Which kernel takes a call, and what it is launched with; decided without a GPU."""
+"""Which kernel takes a call, and how it is launched; decided without a GPU."""
 
 import functools
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ STRIPS_PIXELS, STRIPS_LINES = 200, 8  # at most, of a strip
 STRIPS_CHANNELS = PASS_TILES * TILE_CHANNELS  # a second pass would read all of x again
 
 # A large forward of small images is left to cuBLAS: 38/47/62 us at 7x7, C 640/768/896, batch 128,
-# against 38/53/69 here (H200). With ``fuse`` transposed it is slower.
+# against 38/53/69 here (H200). With ``fuse`` transposed, cuBLAS is the slower one.
 CUBLAS_PIXELS = 4096
 
-# What the choice of a resident kernel weighs: a step of 1, 2, 3 tiles and 200 pixels, the end of a
-# pass, the start of a block. Cycles as estimated from the machine code; nothing was measured.
+# Costs that the choice of a resident kernel weighs: a step of 1, 2, 3 tiles and 200 pixels, the end
+# of a pass, the start of a block. Cycles estimated from the machine code; nothing was measured.
 STEP_COST, PASS_COST, BLOCK_COST = (0, 1700, 2015, 2529), 2900, 2500
 
 

@@ -8,7 +8,7 @@ Backward:  G = dy F = [Gh | Gw | Gi]                         before, a product o
            dPh = sum Gh x', dbh = sum Gh, and those along W  here
            dF, db = dy' [x_h | x_w | x | 1]                  after, a product over pixels
 
-In the backward the kernel turns [Gh | Gw | Gi | .] into [x_h | x_w | x | 1] where it lies, leaving
+In the backward the kernel turns [Gh | Gw | Gi | .] into [x_h | x_w | x | 1] in place, and leaves
 dx and the gradients of the projections; the forward is the part of it that needs no G. A tile is
 all positions of some columns, which are the lines' channels one after the other: in this shape,
 [positions, columns], every product is a plain one. Nothing is read twice in a launch, and no
@@ -167,7 +167,7 @@ class Axes(NamedTuple):
     def plans(self, images: int, first: bool) -> tuple[Plan | bool, ...]:
         """The launches for a chunk of so many images, in order.
 
-        In the place of the plan for an axis that no tile holds is whether it is H.
+        An axis that no tile holds has no plan; in its place is True for H, False for W.
         """
         h, w = self.tiles
         alike = h and w and (h.num_warps, h.registers) == (w.num_warps, w.registers)
@@ -222,7 +222,7 @@ def split_batch(
     Args:
         shape: B, C, H, W.
         needed: what is computed.
-        copies: [pixels, C] that take scratch memory, too: always, and where an axis has no tile.
+        copies: further [pixels, C] in scratch memory: in any case, and if an axis has no tile.
         dtype: of x.
         precision: of products of float32, "ieee" or "tf32".
         arch: ten times the compute capability.
@@ -236,7 +236,7 @@ def split_batch(
     images = chunk_images(batch, height * width * columns * dtype.itemsize)
 
     def programs(tile: AxisRow | None, lines: int) -> int:
-        """Of equally many tiles."""
+        """Programs with equally many tiles each."""
         if tile is None:
             return 1
         tiles = cdiv(images * lines * channels, tile.columns)
@@ -247,5 +247,5 @@ def split_batch(
 
 
 def matrix_columns(channels: int) -> int:
-    """Of [x_h | x_w | x | 1]: whole sectors of 32 bytes, since writing parts of them is slow."""
+    """Of [x_h | x_w | x | 1]: whole sectors of 32 bytes, since writing parts of one is slow."""
     return cdiv(3 * channels + 1, 16) * 16

@@ -1,6 +1,6 @@
 """The backward as launches: for every chunk of images a product, both axes, a product; then sums.
 
-What is computed is written at the head of :mod:`smlp_kernels.kernels.axis`. The products over
+The formulas are at the top of :mod:`smlp_kernels.kernels.axis`. The products over
 channels and over pixels are PyTorch's (cuBLAS); between them lies one matrix, [pixels, 3C + pad].
 It is that of a chunk of images, meant to stay in the L2 cache. The pad becomes ones, so that the
 gradient of the bias is a column of that of ``fuse``.
@@ -37,7 +37,7 @@ def mix_backward(
     Args:
         dy: [B, C, H, W], any strides; of the type of ``x``.
         x: [B, C, H, W], any strides.
-        weights: those of the forward; its bias plays no part.
+        weights: those of the forward; its bias has no effect.
         needed: what is computed.
         arch: ten times the compute capability of the chip.
         launch: is given every call of a kernel, in order.

@@ -78,7 +78,7 @@ def mix(x: Tensor, weights: Sequence[Any], arch: int, launch: Launch) -> Tensor:
 class MixPlan(NamedTuple):
     """All of a forward but the tensors."""
 
-    narrow: tuple[Plan, Plan] | None  # along H and W; the rest then plays no part
+    narrow: tuple[Plan, Plan] | None  # along H and W; the rest is then not used
     chunks: tuple[Chunk, ...]
     matrix: tuple[int, int]  # shape of [x_h | x_w | x | pad]
     axes: Axes
@@ -95,8 +95,8 @@ def mix_plan(
 ) -> MixPlan:
     """The plan for inputs of a shape.
 
-    ``rows`` says whether x and y are; others are copied, a chunk at a time. ``has_map`` says
-    whether there is a bias of every place.
+    ``rows`` says whether x and y are rows; otherwise they are copied, a chunk at a time.
+    ``has_map`` says whether there is a bias of every pixel.
     """
     narrow = None
     if all(rows) and is_narrow(shape, dtype, arch):

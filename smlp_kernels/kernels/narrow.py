@@ -147,9 +147,9 @@ def narrow_kernel(
             tl.store(total_ptr + 3 * CHANNELS, tl.sum(grad_bias, 0), mask=d < CHANNELS)
 
 
-# Where the traffic of the L2 cache was measured to be what takes the time.
+# Chips on which traffic of the L2 cache was measured to be the bottleneck.
 ARCHS: tuple[int, ...] = (90,) if HOPPER else ()
-PROGRAMS = 396  # at most: a constant, so that the order of sums does not depend on the chip
+PROGRAMS = 396  # at most; a constant, so that the order of sums does not depend on the chip
 SLICE = 32  # of the backward, whose sums take most registers
 REGISTERS = 168  # of a thread: three programs on a multiprocessor
 
@@ -162,7 +162,7 @@ def is_narrow(shape: torch.Size, dtype: torch.dtype, arch: int) -> bool:
 
 
 def narrow_plans(shape: torch.Size, backward: bool, bias_map: bool = False) -> tuple[Plan, Plan]:
-    """What is launched along H and along W for a batch; each program of a backward leaves sums."""
+    """The launches along H and W for a batch; each program of a backward leaves partial sums."""
     batch, channels, height, width = shape
     depth = max(64, triton.next_power_of_2(channels))
     slices = cdiv(channels, SLICE) if backward else 1

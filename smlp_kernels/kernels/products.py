@@ -59,7 +59,7 @@ def run_by_products(
 def add_products(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """total[i] (+)= left[i] @ right[i], added up in the type of ``total`` throughout."""
     multiply, add = torch.bmm, torch.baddbmm
-    if len(total) == 1:  # of which cuBLAS need not be told as of a batch
+    if len(total) == 1:  # for cuBLAS this need not be a batch
         multiply, add = torch.mm, torch.addmm
         total, left, right = total[0], left[0], right[0]
     if left.dtype == total.dtype or not left.is_cuda:  # only CUDA has products of mixed types
@@ -74,8 +74,8 @@ def add_products(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
 def parts_of(channels: int, columns: int, pixels: int) -> int:
     """How many products a sum over pixels is split into: a divisor of ``pixels``.
 
-    As many as give a GPU of today enough tiles of 128 x 128, few enough that adding up what they
-    leave is cheap: cuBLAS by itself splits small ones badly (H200: 24 us instead of 16).
+    Enough to give a current GPU sufficient tiles of 128 x 128, few enough that adding their results
+    is cheap: cuBLAS itself splits small products badly (H200: 24 us instead of 16).
     """
     tiles = cdiv(channels, 128) * cdiv(columns, 128)
     return next(n for n in range(max(1, TILES // tiles), 0, -1) if pixels % n == 0)

@@ -1,7 +1,7 @@
 """Images as matrices [pixels, channels], dense, a chunk of a batch at a time.
 
-That is how channels_last images lie in memory; other layouts are copied there and back, by a kernel
-that reads and writes along what is contiguous on either side.
+This is the layout of channels_last images; other layouts are copied to it and back, by a kernel
+that reads and writes along the contiguous axis on either side.
 """
 
 import functools
@@ -120,7 +120,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_images(batch: int, image_bytes: int) -> int:
-    """Images of a chunk, 1 at least: as few chunks as ``CHUNK_BYTES`` allow, of equal sizes."""
+    """Images of a chunk, at least 1: as few chunks as ``CHUNK_BYTES`` allows, of equal sizes."""
     batch = max(1, batch)
     return cdiv(batch, cdiv(batch, max(1, CHUNK_BYTES // image_bytes)))
 
@@ -128,7 +128,7 @@ def chunk_images(batch: int, image_bytes: int) -> int:
 def chunks_of(
     shape: torch.Size, images: int, plans: Callable[[int, bool], tuple[Plan | bool, ...]]
 ) -> tuple[Chunk, ...]:
-    """The chunks of a batch; ``plans`` is asked with the images of each and if it is the first."""
+    """The chunks of a batch; ``plans`` takes the images of each and whether it is the first."""
     batch, channels, height, width = shape
 
     def chunk_from(first: int) -> Chunk:

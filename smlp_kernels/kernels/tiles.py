@@ -13,14 +13,14 @@ class AxisRow(NamedTuple):
     forward: bool | None  # None: either pass
     itemsize: int  # of the type, in bytes
     positions: int
-    columns: int  # of a tile: as many channels of lines
+    columns: int  # of a tile: each is a channel of a line
     num_warps: int
-    programs: int  # at most: a constant, so that the order of sums does not depend on the chip
+    programs: int  # at most; a constant, so that the order of sums does not depend on the chip
     registers: int | None = None  # of a thread, at most
 
 
-# The first row that applies is taken; without any, the axis is left to PyTorch's products. Small
-# tiles, of which 3 to 8 programs run on an SM at a time: what hides the latency of loads here.
+# The first row that applies is taken; without one, the axis is left to PyTorch's products. Tiles
+# are small, so that 3 to 8 programs run on an SM at a time, which hides the latency of loads.
 AXIS_TABLE = [
     # chips      forward bytes positions columns warps programs registers
     AxisRow(None, True, 2, 16, 128, 4, 528),
@@ -39,7 +39,7 @@ AXIS_TABLE = [
     AxisRow(None, None, 4, 64, 16, 8, 264),
     AxisRow(None, None, 8, 16, 32, 2, 792),
     AxisRow(None, None, 8, 32, 16, 4, 660),
-    AxisRow(None, True, 8, 64, 16, 8, 264),  # that of the backward spills in its loop
+    AxisRow(None, True, 8, 64, 16, 8, 264),  # the backward would spill in its loop
 ]
 
 

@@ -69,7 +69,7 @@ def weight_sums_kernel(
 
 
 TILE, ROWS, NUM_WARPS = 2048, 256, 8
-REGISTERS = 128  # no bound that any chip reaches: without one, 10.0 is given 48, and spills
+REGISTERS = 128  # more than any chip needs; without a bound, 10.0 is given 48, and spills
 
 
 def weight_sums_plan(
@@ -78,7 +78,7 @@ def weight_sums_plan(
     total: tuple[int, int, int],  # shape; with the rows, 0 where a gradient is not wanted
     parts_at_a_time: int,
 ) -> Plan:
-    """The plan of ``weight_sums_kernel``; which parts are added at a time decides the order."""
+    """The plan of ``weight_sums_kernel``; how many parts are added at a time decides the order."""
     channels, height, width = size
     parts, _, columns = total
     programs_h, programs_w, programs = (
