@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor, nn
 
 from smlp.layouts import Rule, known_names, paper_rules, rules_for, unused
@@ -227,6 +228,8 @@ def _apply(
             problems.append(f"missing: {name} {list(want.shape)}")
         elif not isinstance(given, Tensor):
             problems.append(f"no tensor: {name}, a {type(given).__name__}")
+        elif given.is_meta or given.layout != torch.strided:
+            problems.append(f"no dense values: {name}, {given.layout} on {given.device}")
         elif (value := rule.to_ours(given)).shape != want.shape:
             wanted = list(want.shape)
             problems.append(f"shape: {name} {_shape(given)}, where the model has {wanted}")

@@ -28,11 +28,13 @@ def export_onnx(model: nn.Module, images: Tensor, path: str | Path) -> None:
             outputs ``output_0`` and so on.
 
     Raises:
-        TypeError: if ``model`` is not a module.
+        TypeError: if ``model`` is not a module, or ``images`` not a tensor.
         ValueError: if ``images`` does not have four axes, or its batch is less than 2.
         ImportError: if the exporter is missing, with the command that installs it.
     """
     require_module(model)
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
     if images.dim() != 4 or images.shape[0] < 2:  # torch.export takes an axis of 1 for a constant
         raise ValueError(
             f"images: expected shape [B, C, H, W] with B of at least 2, got {list(images.shape)}"

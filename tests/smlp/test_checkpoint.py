@@ -232,6 +232,14 @@ def put(name: str, value: object) -> Callable[[dict[str, Any]], None]:
         ),
         (put("mlp_head.0.bias", "text"), "no tensor: mlp_head.0.bias (for mlp_head.2.bias), a str"),
         (
+            put("mlp_head.0.bias", torch.zeros(5).to_sparse()),
+            "no dense values: mlp_head.0.bias (for mlp_head.2.bias), torch.sparse_coo on cpu",
+        ),
+        (
+            put("mlp_head.0.bias", torch.zeros(5, device="meta")),
+            "no dense values: mlp_head.0.bias (for mlp_head.2.bias), torch.strided on meta",
+        ),
+        (
             put("mlp_head.0.bias", torch.zeros(5).long()),
             "dtype: mlp_head.0.bias (for mlp_head.2.bias) torch.int64, where the model has torch.f",
         ),

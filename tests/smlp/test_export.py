@@ -149,6 +149,8 @@ def test_what_cannot_be_exported_is_refused_by_name(
     block = SMLPBlock(4, 6, 8)
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got function"):
         export_onnx(example, torch.zeros(2, 8, 4, 6), tmp_path / "m.onnx")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="images: expected a tensor, got list"):
+        export_onnx(block, [], tmp_path / "m.onnx")  # type: ignore[arg-type]
     for shape in ((8, 4, 6), (1, 8, 4, 6)):
         with pytest.raises(ValueError, match=r"images: expected shape \[B, C, H, W\] with B of at"):
             export_onnx(block, torch.zeros(shape), tmp_path / "m.onnx")
