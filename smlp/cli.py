@@ -242,9 +242,12 @@ def _add_fields(subparsers: Subparsers) -> None:
         subparsers, "fields", "draw the receptive field after some of the layers", _fields
     )
     _add_network_options(parser)
-    depths: dict[str, Any] = {"type": train_cli.integers, "metavar": "N,N"}
-    depths["default"] = (1, 2, 3, 4)
-    parser.add_argument("--depths", **depths, help="numbers of layers (default 1,2,3,4)")
+    parser.add_argument(
+        "--depths",
+        type=train_cli.integers,
+        metavar="N,N",
+        help="numbers of layers (default 1,2,3,4, or as many as there are)",
+    )
     parser.add_argument("--image", help="measure on this image instead of noise")
     parser.add_argument("--out", default="fields.png", help="the picture (default fields.png)")
 
@@ -259,7 +262,8 @@ def _fields(arguments: argparse.Namespace) -> None:
         image = arguments.image
         inputs = trained.preprocessing(image) if trained else load_image(image, channels, size)
         inputs = inputs.unsqueeze(0)
-    fields = receptive_fields(network, inputs, list(arguments.depths))
+    depths = arguments.depths or range(1, min(4, sum(network.depth)) + 1)
+    fields = receptive_fields(network, inputs, list(depths))
     names = {f"{depth} layer{'s' if depth > 1 else ''}": fields[depth] for depth in fields}
     title = (
         f"Receptive field of the central pixel, {'' if trained else 'un'}trained "
