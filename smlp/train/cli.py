@@ -14,6 +14,8 @@ import torch
 
 from smlp.train.config import TrainConfig
 
+_logger = logging.getLogger(__name__)
+
 DESCRIPTION = """\
 Train an sMLP network. The folder given by --out receives log.csv (every step), epochs.csv,
 last.pt (the run, which --resume continues exactly) and model.pt (the trained weights). Ctrl-C
@@ -87,7 +89,11 @@ def run(arguments: argparse.Namespace) -> None:
     names = {option.name for option in fields(TrainConfig)}
     options = {name: value for name, value in vars(arguments).items() if name in names}
     if options.get("resume"):
-        options = options_of(Path(options.get("out", TrainConfig.out))) | options
+        out = Path(options.get("out", TrainConfig.out))
+        saved = options_of(out)
+        if not saved:
+            _logger.info("no checkpoint to continue from in %s: a run of the options given", out)
+        options = saved | options
     try:
         summary = train(TrainConfig(**options))
     except torch.OutOfMemoryError as error:

@@ -1,6 +1,7 @@
 """Interrupted runs: continued they are the same to the bit, and never mixed with another."""
 
 import csv
+import logging
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from smlp.train import TrainConfig, checkpoint, loop, train
 from smlp.train.loop import _step
 from smlp.train.models import load_network
 from smlp.train.run import _start_from
-from tests.smlp.train_runs import SMALL
+from tests.smlp.train_runs import SMALL, TINY
 
 pytest.importorskip("sklearn", reason="needs the demo extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,6 +162,16 @@ def test_options_need_not_be_typed_again_and_epochs_can_be_added(
     assert rates[21] < 1e-4 < rates[22]  # from here on along the cosine of three epochs
     assert main(command) == 0  # and three epochs are the run's own now
     assert checkpoint.load(out / "last.pt")["step"] == 33
+
+
+def test_without_a_checkpoint_it_says_that_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "smlp")
+    for started in (True, False):
+        assert main(["train", "--resume", *TINY.split(), "--out", str(tmp_path)]) == 0
+        assert (f"no checkpoint to continue from in {tmp_path}: " in caplog.text) == started
+        caplog.clear()
 
 
 def test_a_folder_with_another_name_is_the_same_run(
