@@ -19,9 +19,9 @@ AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEP = ("best", "last")
 
 # What may differ between a run and its continuation: how long, where and how it runs, not what it
-# computes in a step.
+# computes in a step. A folder of images may have moved: classes and their sizes are compared.
 FREE_ON_RESUME = frozenset(
-    {"out", "fused", "compile", "channels_last", "workers", "parallel", "device", "resume"}
+    {"data", "out", "fused", "compile", "channels_last", "workers", "parallel", "device", "resume"}
     | {"checkpoint_every", "progress", "epochs", "grad_checkpointing", "overwrite"}
 )
 

@@ -1,6 +1,7 @@
 """Training on an image folder in the ImageNet layout, where torchvision can be imported."""
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def test_stopped_and_continued_with_every_augmentation_it_is_the_same_run(
     with pytest.raises(KeyboardInterrupt):
         train(cut)
     monkeypatch.undo()
-    train(replace(cut, resume=True))
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    train(replace(cut, resume=True, data=str(moved)))
     assert len(losses(tmp_path / "cut")) == 15
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
