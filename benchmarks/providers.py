@@ -33,10 +33,10 @@ class Provider:
     """One implementation.
 
     Attributes:
-        name: what it is selected and reported by.
+        name: the name in options and reports.
         build: makes the callable ``x [B, C, H, W] -> y`` from a block, sharing its parameters.
         layout: the only layout it is measured with; None takes x in the layout of the case.
-        gpu_only: whether it is left out where there is no GPU.
+        gpu_only: whether it is left out without a GPU.
         compiled: whether building it takes seconds of compilation per shape.
     """
 

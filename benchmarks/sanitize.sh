@@ -4,7 +4,8 @@
 #     benchmarks/sanitize.sh [memcheck|racecheck|initcheck|synccheck ...]
 #
 # Needs an NVIDIA GPU and compute-sanitizer (part of the CUDA toolkit). Takes tens of minutes; the
-# GPU day runs memcheck over one block only. PYTHON=python3 uses another Python than .venv's.
+# GPU day runs only racecheck and memcheck, over two blocks and the Hopper kernel. PYTHON=python3 uses
+# another Python than .venv's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -30,7 +31,7 @@ shapes=(rehearsal-7 rehearsal-8x32 rehearsal-14)
 status=0
 printed=$(mktemp)
 trap 'rm -f "$printed"' EXIT
-# The verdict is the summary: a program that dies of what was found ends with a status of its own.
+# The verdict is the summary, not the exit status: a program that a finding kills has its own.
 check() {
     echo "== $1: $python ${*:2}"
     compute-sanitizer --tool "$1" "$python" "${@:2}" 2>&1 | tee "$printed" || status=1

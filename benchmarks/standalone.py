@@ -1,4 +1,4 @@
-"""Run a job that wants a process of its own: compiling, forwards to profile, first calls.
+"""Run a job that needs a new process: compiling, forwards to profile, first calls.
 
 python -m benchmarks.standalone compile small-56
 python -m benchmarks.standalone compile-stages

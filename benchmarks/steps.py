@@ -1,7 +1,7 @@
 """A step of the GPU day: a command, run within its time, and results read from what it printed.
 
-A reader takes what a step printed, and the file that it was told to write; it raises a ValueError
-or an OSError where there are no results.
+A reader takes the output of a step and the file that the step was to write; it raises a ValueError
+or an OSError if there are no results.
 """
 
 import csv

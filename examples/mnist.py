@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, compare, draw, and say what came out."""
+    """Train, compare, draw, and report the results."""
     config = replace(SETTINGS, **{k: v for k, v in vars(arguments).items() if k in OPTIONS})
     losses = new_figure(7.0, 3.9)  # before training: if matplotlib is missing, this says so
     show_log()
@@ -185,7 +185,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def interpreter_problem(triton_version: str, numpy_version: str) -> str | None:
-    """Why Triton's interpreter does not work with this NumPy; None where it does."""
+    """Why Triton's interpreter does not work with this NumPy; None if it does."""
     numpy_release = tuple(map(int, numpy_version.split(".")[:2]))
     if triton_version.startswith("3.6.") and numpy_release >= (2, 4):
         return (
@@ -196,12 +196,12 @@ def interpreter_problem(triton_version: str, numpy_version: str) -> str | None:
 
 
 def check_in_child(model: Path, device: str) -> tuple[list[str], list[str]]:
-    """Run ``--check`` in a new process, as Triton fixes at import where kernels run.
+    """Run ``--check`` in a new process, because Triton fixes at import where kernels run.
 
     Returns:
         The lines that it printed, and what failed.
     """
-    # The kernels are to run there, whatever training was told to do.
+    # The kernels must run there, whatever the environment says for training.
     unset = ("SMLP_KERNELS_DISABLE", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     if device == "cpu":
@@ -252,7 +252,7 @@ def compare_logits(network: nn.Module, images: Tensor) -> Comparison:
     """Compare the logits of a network after swapping its blocks with those before, and float64.
 
     Args:
-        network: with plain blocks, in eval mode; it is left as it is.
+        network: with plain blocks, in eval mode; it is not changed.
         images: ``[N, C, H, W]``, float32, on the device of the network.
     """
     fused, exact = copy.deepcopy(network), copy.deepcopy(network).double()
@@ -263,7 +263,7 @@ def compare_logits(network: nn.Module, images: Tensor) -> Comparison:
 def block_receptive_fields(network: nn.Module) -> dict[str, Tensor]:
     """Measure what the centre depends on after the first and after the second sMLP block.
 
-    The blocks alone, without the convolutions between them; they are linear, so any input shows it.
+    Only the blocks, without the convolutions between them; they are linear, so any input shows it.
 
     Returns:
         The title of each panel and its ``[H, W]``.

@@ -158,7 +158,7 @@ class SMLPBlock(AxisMixing):
         try:
             h, w, f = proj_h._parameters, proj_w._parameters, fuse._parameters
             return h["weight"], h["bias"], w["weight"], w["bias"], f["weight"], f["bias"]
-        except KeyError:  # tensors in the place of parameters
+        except KeyError:  # tensors in place of parameters
             return proj_h.weight, proj_h.bias, proj_w.weight, proj_w.bias, fuse.weight, fuse.bias
 
     def is_determined_by_weights(self) -> bool:

@@ -167,7 +167,9 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="model.pt of a run of smlp train; instead of it:")
+    parser.add_argument(
+        "--checkpoint", help="model.pt of a run of smlp train; else the options below"
+    )
     parser.add_argument("--model", choices=MODELS, help=f"which network (default {MODEL})")
     size = train_cli.height_and_width
     parser.add_argument(

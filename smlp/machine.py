@@ -43,7 +43,7 @@ def describe(gpu: int = 0) -> Facts:
 
 
 def in_words(facts: Mapping[str, object], names: Sequence[str] = ()) -> str:
-    """Facts as ``torch 2.13.0, triton 3.7.1``: all of them or those named, where there are any."""
+    """Facts as ``torch 2.13.0, triton 3.7.1``: all of them or those named, without unknown ones."""
     return ", ".join(
         f"{name} {facts[name]}" for name in names or facts if facts.get(name) is not None
     )

@@ -304,7 +304,7 @@ def rate(name: str, value: float) -> float:
 
     Raises:
         TypeError: if it is not a number.
-        ValueError: if it lies outside.
+        ValueError: if it is outside.
     """
     if not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")

@@ -60,7 +60,7 @@ def resize(network: Network, image_size: Size) -> Network:
     failure = _failure(resized)
     if failure and not _failure(network):
         raise ValueError(
-            "network: expected one whose size lies in projections alone, got a part that does not "
+            "network: expected one whose size only projections fix, got a part that does not "
             f"run at {resized.image_size}: {failure}"
         )
     return resized

@@ -31,7 +31,7 @@ class DropPath(nn.Module):
 
     Raises:
         TypeError: if ``drop_rate`` is not a number.
-        ValueError: if it lies outside.
+        ValueError: if it is outside.
     """
 
     def __init__(self, drop_rate: float) -> None:

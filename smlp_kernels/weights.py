@@ -31,7 +31,7 @@ Along = tuple[Tensor, Tensor | None]  # a projection and its bias
 def as_read(x: Tensor, weights: Sequence[Any]) -> tuple[Along, Along, Tensor]:
     """Weights as the kernels read them: what is along H, what is along W, and ``fuse``.
 
-    Matrices are in the type of ``x``, all but ``fuse`` dense; only what is not so is copied.
+    Matrices are in the type of ``x``, all but ``fuse`` dense; they are copied only as needed.
     """
     proj_h, bias_h, proj_w, bias_w, fuse, _ = weights
     if not (x.dtype is proj_h.dtype is proj_w.dtype is fuse.dtype):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A long fuzzing run, in parts of 500 random blocks, each with a seed of its own:
+# A long fuzzing run, in parts of 500 random blocks, each with its own seed:
 #   tests/fuzz.sh [CASES] [PROCESSES] [FIRST_SEED] > log  (by default 10000, all cores, seeds from 1)
-# A part that fails prints its smallest failing block; run it again with its seed:
+# A part that fails prints its smallest failing block; to repeat it, use its seed:
 #   SMLP_FUZZ_CASES=500 python -m pytest tests/smlp_kernels/test_fuzz.py --hypothesis-seed=SEED
 # PYTHON names the interpreter, .venv/bin/python if not set. Exits with 1 if any part failed.
 set -euo pipefail

@@ -1,7 +1,7 @@
-"""Compiling a call of a kernel for any chip, on a machine without one, and reading what came out.
+"""Compiling a call of a kernel for any chip, on a machine without one, and reading the result.
 
 Registers, spills, shared memory and instructions are facts of the compiled binary, so they can be
-held to bounds where no GPU is at hand; speed cannot.
+held to bounds without a GPU; speed cannot.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Everything a training run can be told, with its checks; the command line is generated from it."""
+"""All options of a training run, with their checks; the command line is generated from them."""
 
 import math
 import os

@@ -30,7 +30,7 @@ def last_checkpoint(out: Path, config: TrainConfig) -> dict[str, Any] | None:
         config: the options of the continuation.
 
     Returns:
-        What :func:`save` wrote; None where there is nothing to continue.
+        What :func:`save` wrote; None if there is nothing to continue.
 
     Raises:
         ValueError: if ``out`` cannot be a folder, or holds a run that the options neither continue
@@ -200,7 +200,7 @@ def keep(
     Raises:
         OSError: naming the file, if it cannot be written.
     """
-    chosen = results[-1]  # the averaged weights, where there are any
+    chosen = results[-1]  # the averaged weights, if there are any
     if config.keep == "best":
         chosen = min(results, key=Result.rank)
         if run.kept is not None and run.kept.rank() <= chosen.rank():

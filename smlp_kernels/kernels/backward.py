@@ -1,7 +1,7 @@
 """The backward as launches: for every chunk of images a product, both axes, a product; then sums.
 
 The formulas are at the top of :mod:`smlp_kernels.kernels.axis`. The products over
-channels and over pixels are PyTorch's (cuBLAS); between them lies one matrix, [pixels, 3C + pad].
+channels and over pixels are PyTorch's (cuBLAS); between them is one matrix, [pixels, 3C + pad].
 It is that of a chunk of images, meant to stay in the L2 cache. The pad becomes ones, so that the
 gradient of the bias is a column of that of ``fuse``.
 """
@@ -32,7 +32,7 @@ def mix_backward(
     arch: int,
     launch: Launch,
 ) -> Grads:
-    """Gradients of x and of the six weights; empty tensors in the place of those not needed.
+    """Gradients of x and of the six weights; empty tensors in place of those not needed.
 
     Args:
         dy: [B, C, H, W], any strides; of the type of ``x``.

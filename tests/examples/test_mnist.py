@@ -27,7 +27,7 @@ NEEDS_INTERPRETER = pytest.mark.skipif(
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty noisy images of ten patterns in the place of MNIST, and a small network."""
+    """Forty noisy images of ten patterns in place of MNIST, and a small network."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 10
     images = torch.randn(10, 1, 28, 28, generator=generator)[labels]
@@ -103,7 +103,7 @@ def test_whole_demo_and_a_broken_block(
     )
     monkeypatch.delenv("SMLP_KERNELS_DISABLE")
     intact = modules.dispatch
-    monkeypatch.setattr(modules, "dispatch", lambda *arguments: intact(*arguments) * 1.0001)
+    monkeypatch.setattr(modules, "dispatch", lambda *a, **k: intact(*a, **k) * 1.0001)
     with pytest.raises(SystemExit, match="logits with fused blocks: largest error"):
         mnist.main(check)
 

@@ -1,4 +1,4 @@
-"""Training steps of a block on the executor, beside float64 and PyTorch at the same precision."""
+"""Training steps of a block on the executor, next to float64 and PyTorch at the same precision."""
 
 import contextlib
 from collections.abc import Callable, Iterator

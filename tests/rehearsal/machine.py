@@ -1,4 +1,4 @@
-"""A machine with a GPU, for code that is to run on one to be run where there is none.
+"""A stand-in for a machine with a GPU, so that code for one can run without it.
 
 Everything is computed on the CPU, whatever device is asked for. What code on a GPU can trip over is
 as on a real one: the signatures of torch.cuda's functions, graphs that are captured and replayed on

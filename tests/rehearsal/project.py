@@ -13,7 +13,7 @@ GPU_TESTS = "tests/smlp_kernels/test_gpu.py"
 
 
 def functional(module: ModuleType) -> None:
-    """Fused blocks compute by PyTorch's operators, while everyone is told that kernels run.
+    """Fused blocks compute with PyTorch's operators, while all code sees them run on kernels.
 
     All tensors are the CPU's, and ``fallback_reason`` says so; only here is that passed over.
     """
@@ -83,7 +83,7 @@ def steps(module: ModuleType) -> None:
 
 
 def data(module: ModuleType) -> None:
-    """Ten patterns to learn in a moment, in the place of MNIST."""
+    """Ten patterns to learn in a moment, in place of MNIST."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

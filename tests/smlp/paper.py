@@ -1,4 +1,4 @@
-"""sMLPNet written anew from the paper's description, channels last: an oracle for checkpoints."""
+"""sMLPNet written again from the paper's description, channels last: an oracle for checkpoints."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The networks in timm's registry, where timm can be imported beside the installed torch."""
+"""The networks in timm's registry, where timm can be imported with the installed torch."""
 
 import argparse
 import importlib

@@ -53,7 +53,7 @@ def test_opcheck_of_mixed_types(x: torch.dtype) -> None:
 
 
 def test_training_compiles_once_for_all_batch_sizes() -> None:
-    """Without being told that the batch varies: anew at the second size, then never again."""
+    """Without a hint that the batch varies: again at the second size, then never."""
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(fused_smlp, fullgraph=True, backend=counter)
     weights = [w.requires_grad_() for w in CASE.arguments(torch.float64)[1:]]

@@ -1,4 +1,4 @@
-"""A driver in the place of Triton's, as the Hopper kernels call it, and their inputs."""
+"""A driver in place of Triton's, as the Hopper kernels call it, and their inputs."""
 
 import functools
 from types import SimpleNamespace
