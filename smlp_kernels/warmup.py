@@ -1,16 +1,14 @@
 """``warmup``: compile the kernels that a model launches before its first step, on all cores."""
 
-import contextvars
 import copy
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -170,23 +168,18 @@ class Recorder(TorchDispatchMode):
 def compile_all(calls: list[tuple[Call, Tensor]]) -> None:
     """Compile and load kernels, each for the device of a tensor, on all cores."""
 
-    def compiled() -> list[Any]:
-        kernels = []
-        with triton.AsyncCompileMode(pool):
-            for call, x in calls:
-                with launch.on_device_of(x):
-                    kernels.append(call.by_triton(launch=False))
-        return [kernel.result() if hasattr(kernel, "result") else kernel for kernel in kernels]
-
-    def load(kernel: Any, x: Tensor) -> None:
-        if kernel is not None:  # as in the interpreter
-            with launch.on_device_of(x):
+    def compiled(call: Call, x: Tensor) -> None:
+        with launch.on_device_of(x):
+            kernel = call.by_triton(launch=False)
+            if kernel is not None:  # as in the interpreter
                 _ = kernel.run  # builds the launcher: seconds of a C compiler in Triton 3.6
 
     with ThreadPoolExecutor() as pool:
-        # in a context that ends here: Triton leaves its mode on where a compilation fails
-        kernels = contextvars.copy_context().run(compiled)
-        list(pool.map(load, kernels, [x for _, x in calls]))  # a list raises what a thread raised
+        wait([pool.submit(compiled, *one) for one in calls])
+    # Those are in Triton's cache now. Others failed, perhaps only because Python 3.11 and 3.12 may
+    # raise "AST constructor recursion depth mismatch" when two threads parse at once.
+    for one in calls:
+        compiled(*one)
 
 
 def on_meta(value: Any) -> Any:

@@ -69,7 +69,7 @@ def test_a_step_launches_what_was_compiled(
     if training:
         y.square().sum().backward()
     assert set(calls["launch"]) == set(calls["compile"])
-    assert len(calls["compile"]) == len(set(calls["compile"])) == report.kernels
+    assert len(set(calls["compile"])) == report.kernels
 
 
 def test_under_autocast(calls: dict[str, list[str]]) -> None:
@@ -212,11 +212,28 @@ print(len(binaries()), len(driver.Launcher.built))
     assert run(SETUP + script).split() == ["5", "5", "True", "5", "5", "5", "5"]
 
 
-def test_a_compilation_that_failed_spoils_no_other() -> None:
-    """Triton's asynchronous mode is off again: in it, a launch gets a kernel without a binary."""
+def test_a_kernel_that_two_threads_failed_to_parse_is_compiled_again() -> None:
     script = """
-from triton.runtime import _async_compile
+import tempfile
+import threading
 
+triton.knobs.cache.dir = tempfile.mkdtemp()  # where nothing was compiled yet
+parse, failed = triton.JITFunction.parse, []
+
+def disturbed(self):
+    if threading.current_thread() is not threading.main_thread() and not failed:
+        failed.append(self)
+        raise SystemError("AST constructor recursion depth mismatch (before=96, after=95)")
+    return parse(self)
+
+triton.JITFunction.parse = disturbed
+print(warm(7).kernels, len(failed), all(b.asm["cubin"] for b in binaries()))
+"""
+    assert run(SETUP + script).split() == ["5", "1", "True"]
+
+
+def test_a_compilation_that_failed_spoils_no_other() -> None:
+    script = """
 def broken(*arguments, **options):
     raise ValueError("no such instruction")
 
@@ -226,10 +243,9 @@ try:
 except ValueError as error:
     print(error)
 triton.compiler.compile = intact
-print(_async_compile.active_mode.get())
 other = FusedSMLPBlock(7, 7, 64, dtype=torch.float16)
 for kernel in KERNELS:
     kernel.compile = intact  # each keeps what it found when it was first used
 print(warmup(other, (1, 64, 7, 7)).kernels, len(driver.Driver.loaded))
 """
-    assert run(SETUP + script).splitlines() == ["no such instruction", "None", "6 6"]
+    assert run(SETUP + script).splitlines() == ["no such instruction", "6 6"]
