@@ -109,6 +109,8 @@ def empty_grads(x: Tensor, weights: Weights, needed: Needed) -> Grads:
 
     def pair(weight: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
         shape = weight.shape if wanted else (0,)
+        if wanted and weight.is_contiguous():  # with its strides where a size is 1: DDP compares
+            return torch.empty_like(weight), weight.new_empty(shape[0])
         return weight.new_empty(*shape), weight.new_empty(shape[0])
 
     dx = torch.empty_like(x) if needed.x else x.new_empty(0)

@@ -173,6 +173,15 @@ def test_fuse_and_unfuse() -> None:
     assert_close(model(x), stepped, None, eps=EPS[torch.float64])
 
 
+def test_gradients_have_the_strides_of_their_parameters() -> None:
+    """Or else data parallelism, which keeps them in buckets, warns of slow copies."""
+    block = FusedSMLPBlock(5, 6, 4, device=DEVICE).to(memory_format=torch.channels_last)
+    assert block.fuse.weight.stride() == (12, 1, 12, 12)
+    block(torch.randn(2, 4, 5, 6, device=DEVICE)).sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
 def test_fuse_a_block_itself() -> None:
     module = SMLPBlock(4, 5, 3, device=DEVICE)
     assert fuse_model(module) == 1
