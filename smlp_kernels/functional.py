@@ -45,7 +45,8 @@ def fused_smlp(
     On a CUDA GPU of compute capability 8.0 or later this runs on Triton kernels, for H and W up to
     256 and C up to 2048; everything else, other devices included, runs on PyTorch's own operators
     (:func:`fallback_reason` says why). It is differentiable to any order in every argument; in
-    forward mode (``torch.func.jvp``, ``hessian``) on PyTorch's operators.
+    forward mode (``torch.func.jvp``, ``hessian``), and where ``torch.compile`` traces a transform
+    of ``torch.func``, on PyTorch's operators.
 
     Numerics: products in the type of ``x``, accumulated in float32 (float64 for float64); ``x_h``
     and ``x_w`` are rounded to the type of ``x`` once, as in PyTorch. Products of float32 are IEEE
@@ -123,6 +124,7 @@ def dispatch(x: Tensor, weights: Sequence[Any], plain: bool = False) -> Tensor:
         plain = ops.is_plain((x, *weights))
     if (
         forward_ad._current_level >= 0
+        or (torch.compiler.is_compiling() and ops.functorch_is_active())
         or (not plain and any(map(is_wrapper, weights)))
         or fallback_reason(x) is not None
     ):
@@ -163,8 +165,10 @@ def fallback_reason(x: Tensor) -> str | None:
     """Why an input of this shape, type and device runs on PyTorch; None if the kernels take it.
 
     Args:
-        x: ``[B, C, H, W]``; its values are not looked at.
+        x: ``[B, C, H, W]``, or it is a ValueError; its values are not looked at.
     """
+    if x.dim() != 4:
+        raise ValueError(f"x: expected shape [B, C, H, W], got {list(x.shape)}")
     _, channels, height, width = x.shape
     if os.environ.get("SMLP_KERNELS_DISABLE") == "1":
         return "SMLP_KERNELS_DISABLE=1 is set"

@@ -55,10 +55,7 @@ def run(
 ) -> Tensor:
     """Check the arguments, unless they are like earlier ones, and compute the block.
 
-    Args:
-        x: the input.
-        weights: as :meth:`smlp.SMLPBlock.weights` returns them.
-        size: C, H, W.
+    ``size`` is C, H, W.
     """
     tensors = (x, *weights) if weights[5] is not None else (x, *weights[:5])
     key = (len(tensors), *size)
@@ -67,8 +64,7 @@ def run(
         if are_alike(*tensors):
             return dispatch(x, weights, plain=True)
     check_input(x, weights[4], size)
-    channels = size[0]
-    check_weights(NAMES, weights, x, [[channels, 3 * channels, 1, 1]], [[channels]])
+    check_weights(NAMES, weights, x, [[size[0], 3 * size[0], 1, 1]], [[size[0]]])
     if ops.is_plain((x, *weights)) and autocast_type(x) is None:
         remember(key, tensors)
     return dispatch(x, weights)

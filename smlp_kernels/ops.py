@@ -96,19 +96,17 @@ def _mix_backward_fake(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, 
 def mix_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, *weights, bias = inputs
     ctx.bias_map_dtype = bias.dtype if bias is not None and bias.dim() == 3 else None
-    weights_wanted = any(ctx.needs_input_grad[1:])
     # x is kept only for weight gradients; the weights are references, not copies
-    ctx.save_for_backward(x if weights_wanted else None, *weights)
+    ctx.save_for_backward(x if any(ctx.needs_input_grad[1:]) else None, *weights)
 
 
 def mix_grad(ctx: Any, dy: Tensor) -> Grads:
     x, *weights = ctx.saved_tensors
     *want, want_bias = ctx.needs_input_grad
-    bias_map = ctx.bias_map_dtype is not None
-    want = (*want, want_bias and not bias_map)
-    grads = wanted_grads(dy, x, weights, want)
-    if want_bias and bias_map:
-        grads = (*grads[:6], dy.sum(0, dtype=ctx.bias_map_dtype))
+    map_dtype = ctx.bias_map_dtype
+    grads = wanted_grads(dy, x, weights, (*want, want_bias and map_dtype is None))
+    if want_bias and map_dtype is not None:
+        grads = (*grads[:6], dy.sum(0, dtype=map_dtype))
     return grads
 
 
@@ -228,7 +226,7 @@ def _mix_backward_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> i
     return 2 * dy.numel() * terms
 
 
-def gradients_by_formula(dy: Tensor, x: Tensor, *arguments: Any) -> Grads:
+def formula_grads(dy: Tensor, x: Tensor, *arguments: Any) -> Grads:
     """All that ``mix_backward`` may return, by PyTorch's operators."""
     given = {i: t for i, t in enumerate((x, *arguments[:5])) if t is not None}
     pull = torch.func.vjp(lambda given: formula(*map(given.get, range(7))), given)[1]
@@ -275,8 +273,7 @@ def differentiable(
 
 differentiable_mix = differentiable("mix", run_mix, mix_setup_context, mix_grad, formula)
 differentiable_mix_backward = differentiable(
-    *("mix_backward", run_mix_backward),
-    *(mix_backward_setup_context, mix_backward_grad, gradients_by_formula),
+    "mix_backward", run_mix_backward, mix_backward_setup_context, mix_backward_grad, formula_grads
 )
 
 

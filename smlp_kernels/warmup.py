@@ -71,7 +71,7 @@ def warmup(
             f"model: expected at least one fused block, found none in {type(model).__name__}; "
             "smlp_kernels.fuse_model swaps them in"
         )
-    sizes = tuple(input_shape)
+    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     if len(sizes) != 4 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"input_shape: expected four positive integers, got {input_shape!r}")
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def warmup(
     if not calls:
         raise ValueError(
             f"model: expected a fused block that runs on the kernels, found none in "
-            f"{type(model).__name__}: {'; '.join(reasons) or 'none of them is run'}"
+            f"{type(model).__name__}: {'; '.join(reasons) or 'none is run by its weights alone'}"
         )
     compile_all(calls)
     report = WarmupReport(len(calls), time.perf_counter() - start)
@@ -103,7 +103,7 @@ def record(
 
     Each comes with a tensor of its device. Nothing is computed.
     """
-    fake = FakeTensorMode()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # constants from outside the model
     # A copy without values keeps the strides, which the kernels are compiled for. Not by
     # functional_call, which leaves such values in modules that are used in two places.
     with FakeCopyMode(fake):
@@ -113,7 +113,8 @@ def record(
     reasons: dict[str | None, None] = {}
     for block in filter(may_run_on_kernels, model.modules()):
         block.register_forward_pre_hook(
-            lambda _, arguments: reasons.setdefault(fallback_reason(arguments[0]))
+            lambda _, args, named: reasons.setdefault(fallback_reason(*args, **named)),
+            with_kwargs=True,
         )
     recorder = Recorder()
     # one thread: modes are a thread's own

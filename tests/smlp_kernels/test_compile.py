@@ -1,6 +1,7 @@
 """torch.compile beyond one call: training, batch sizes, whole networks; opcheck's odd inputs."""
 
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -97,6 +98,18 @@ def test_compiled_under_autocast_keeps_the_types() -> None:
     assert y.dtype == torch.float16
     grads = torch.autograd.grad(y.float().sum(), arguments)
     assert {g.dtype for g in grads} == {torch.float32}
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacrev])
+def test_compiled_transforms(transform: Callable[..., Callable[[Tensor], Tensor]]) -> None:
+    """PyTorch's own operators, for those that a library registers do not pass them there."""
+    x, *weights = [a.requires_grad_() for a in CASE.arguments(torch.float64)]
+
+    def through(block: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return transform(lambda x: block(x.view(-1, 2, 3, 4), *weights).pow(3).sum())
+
+    compiled = torch.compile(through(fused_smlp), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x.detach()), through(formula)(x.detach()), None, eps=EPS[torch.float64])
 
 
 def test_disabling_is_seen_by_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:

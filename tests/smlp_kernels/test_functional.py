@@ -92,6 +92,11 @@ def test_fallback_says_why(name: str) -> None:
     assert reason in (fallback_reason(x if x.is_meta else x.to(DEVICE)) or "")
 
 
+def test_fallback_of_what_is_no_batch_of_images() -> None:
+    with pytest.raises(ValueError, match=r"x: expected shape \[B, C, H, W\], got \[3, 4, 5\]"):
+        fallback_reason(torch.zeros(3, 4, 5))
+
+
 def test_sizes_at_the_limit_run_on_kernels() -> None:
     for shape in ((1, 1, 256, 256), (1, 2048, 1, 1)):
         assert fallback_reason(torch.zeros(shape, device=DEVICE)) is None

@@ -128,8 +128,30 @@ def test_folded_network(calls: dict[str, list[str]]) -> None:
     assert set(calls["launch"]) == set(calls["compile"])
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 6), (2, 3, 6, 0), (2, 3, 6, 5.0), (2, 3, 6, 7)], ids=str)
-def test_bad_input_shape(shape: tuple[Any, ...]) -> None:
+class Scaled(nn.Module):
+    """Calls its block by keyword, on what it scales by a tensor that is no part of it."""
+
+    scale = torch.full((), 2.0, device=DEVICE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = FusedSMLPBlock(6, 5, 3, device=DEVICE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x=x * self.scale)
+
+
+def test_any_way_to_call_a_block(calls: dict[str, list[str]]) -> None:
+    model = Scaled()
+    warmup(model, (2, 3, 6, 5))
+    model(torch.randn(2, 3, 6, 5, device=DEVICE)).square().sum().backward()
+    assert set(calls["launch"]) == set(calls["compile"])
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 6), (2, 3, 6, 0), (2, 3, 6, 5.0), (2, 3, 6, 7), 6, None], ids=str
+)
+def test_bad_input_shape(shape: Any) -> None:
     with pytest.raises(ValueError, match=r"^input_shape: expected"):
         warmup(model_of(), shape)
 
@@ -145,6 +167,11 @@ def test_why_no_block_runs_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SMLP_KERNELS_DISABLE", "1")
     with pytest.raises(ValueError, match=r"^model: .* SMLP_KERNELS_DISABLE=1 is set"):
         warmup(model_of(), (1, 3, 6, 5))
+    monkeypatch.delenv("SMLP_KERNELS_DISABLE")
+    block = FusedSMLPBlock(6, 5, 3, device=DEVICE)
+    block.fuse.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"^model: .* none is run by its weights alone"):
+        warmup(block, (1, 3, 6, 5))
 
 
 def run(script: str) -> str:
