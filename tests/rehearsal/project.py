@@ -23,10 +23,10 @@ def functional(module: ModuleType) -> None:
         found = reason(x)
         return None if found and found.startswith("the device is cpu") else found
 
-    def by_pytorch(*arguments: Any) -> Tensor:
+    def by_pytorch(*arguments: Any, **named: Any) -> Tensor:
         module.fallback_reason = reason
         try:
-            return dispatch(*arguments)
+            return dispatch(*arguments, **named)
         finally:
             module.fallback_reason = no_reason
 
