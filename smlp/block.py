@@ -137,8 +137,8 @@ class SMLPBlock(AxisMixing):
         """Mix a batch of feature maps.
 
         Args:
-            x: ``[B, channels, height, width]``, with the dtype and device of the parameters (any
-                floating-point dtype under autocast); B may be 0.
+            x: ``[B, channels, height, width]``, with the dtype and device of the parameters (under
+                autocast any floating-point dtype but float64, which is exempt); B may be 0.
 
         Returns:
             ``[B, channels, height, width]``.
@@ -197,12 +197,23 @@ def check_input(x: Tensor, weight: Tensor, size: tuple[int, int, int]) -> None:
         )
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
-    if x.dtype != weight.dtype and (
-        x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)
-    ):  # meta: asking about autocast there is an error
+    if x.dtype != weight.dtype:
+        require_autocast(x, weight)
+
+
+def require_autocast(x: Tensor, weight: Tensor) -> None:
+    """Raise a TypeError unless autocast brings ``x`` and ``weight`` to one dtype."""
+    device = x.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # an error to ask on meta
+    if not autocast or torch.float64 in (x.dtype, weight.dtype):
+        hint = (
+            ", since float64 is exempt from autocast"
+            if autocast
+            else " or run under torch.autocast"
+        )
         raise TypeError(
             f"x: expected the parameters' dtype {weight.dtype}, got {x.dtype}; "
-            "convert one of them with .to() or run under torch.autocast"
+            f"convert one of them with .to(){hint}"
         )
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from smlp.block import Unscripted, as_integer, positive_int
+from smlp.block import Unscripted, as_integer, positive_int, require_autocast
 
 torch.fx.wrap("check_images")  # a call in the graph: it looks at values that have to be there
 
@@ -361,13 +361,7 @@ def check_images(
         return
     if hasattr(weight, "full_tensor"):  # a shard, of a weight that may be used in another dtype
         return
-    device = x.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)  # an error to ask on meta
-    if not autocast or torch.float64 in (x.dtype, weight.dtype):  # which autocast leaves alone
-        raise TypeError(
-            f"x: expected images of the parameters' dtype {weight.dtype}, got {x.dtype}; convert "
-            "one of them with .to()" + ("" if autocast else " or run under torch.autocast")
-        )
+    require_autocast(x, weight)
 
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -274,3 +274,14 @@ def test_other_type_on_meta() -> None:
     block = SMLPBlock(2, 3, 4, device="meta")
     with pytest.raises(TypeError, match=r"x: expected the parameters' dtype torch.float32"):
         block(torch.empty(1, 4, 2, 3, device="meta", dtype=torch.float64))
+
+
+@pytest.mark.parametrize("weights", [torch.float64, torch.float32], ids=str)
+def test_float64_is_exempt_from_autocast(weights: torch.dtype) -> None:
+    block = SMLPBlock(2, 3, 4, dtype=weights)
+    other = torch.float32 if weights == torch.float64 else torch.float64
+    message = f"x: expected the parameters' dtype {weights}, got {other}; convert one .*is exempt"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(torch.zeros(1, 4, 2, 3, dtype=weights)).shape == (1, 4, 2, 3)
+        with pytest.raises(TypeError, match=message):
+            block(torch.zeros(1, 4, 2, 3, dtype=other))
