@@ -31,7 +31,8 @@ class FusedSMLPBlock(SMLPBlock):
     only the input is kept for the backward; elsewhere this is the plain block. See
     :func:`smlp_kernels.fused_smlp` for numerics, limits and what falls back to PyTorch. So does a
     block with hooks on a submodule (pruning) or another module in its place (an adapter): the
-    kernels see only weights and biases.
+    kernels see only weights and biases. Hooks on every module (``register_module_forward_hook``)
+    do not see its submodules.
     """
 
     plain_class = SMLPBlock  # for smlp.export

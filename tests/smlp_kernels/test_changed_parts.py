@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from smlp import SMLPBlock, SparseMLP
 from smlp.folding import foldable
@@ -121,6 +121,28 @@ def test_parametrized_weights_stay_on_the_kernels() -> None:
     (actual,) = torch.autograd.grad(y.square().sum(), magnitude)
     (expected,) = torch.autograd.grad(exact.square().sum(), magnitude)
     assert_close(actual, expected, None, eps=EPS[torch.float64], reduction=60)
+
+
+class Counting(nn.Module):
+    """As spectral normalisation, which takes a step of its iteration at every call."""
+
+    calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight
+
+
+@pytest.mark.parametrize("kind", [SMLPBlock, FusedSMLPBlock])
+def test_parametrized_weights_are_computed_once(kind: type[SMLPBlock]) -> None:
+    block = kind(CASE.height, CASE.width, CASE.channels, device=DEVICE, dtype=torch.float64)
+    counters = []
+    for part in (block.proj_h, block.proj_w, block.fuse):
+        counters.append(Counting())
+        parametrize.register_parametrization(part, "weight", counters[-1])
+    before = [counter.calls for counter in counters]
+    block(CASE.arguments(torch.float64)[0])
+    assert [counter.calls - n for counter, n in zip(counters, before, strict=True)] == [1, 1, 1]
 
 
 class Padded(nn.Conv2d):
