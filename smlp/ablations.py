@@ -13,7 +13,7 @@ import torch.fx
 from einops import rearrange
 from torch import Tensor, nn
 
-from smlp.block import AxisMixing
+from smlp.block import AxisMixing, positive_int
 from smlp.smlpnet import SMLPNet, smlpnet_tiny
 
 torch.fx.wrap("rearrange")  # a call in the graph: it asks for the shape
@@ -24,8 +24,9 @@ class _Ablated(AxisMixing):
 
     def __init__(self, height: int, width: int, channels: int, branches: int) -> None:
         super().__init__(height, width)
-        self.proj_h = nn.Linear(height, height)
-        self.proj_w = nn.Linear(width, width)
+        channels = positive_int("channels", channels)
+        self.proj_h = nn.Linear(self.height, self.height)
+        self.proj_w = nn.Linear(self.width, self.width)
         self.fuse = nn.Conv2d(branches * channels, channels, kernel_size=1, bias=False)
 
     def along_height(self, x: Tensor) -> Tensor:
@@ -40,9 +41,14 @@ class OneAxisBlock(_Ablated):
         width: W of the feature map.
         channels: C of the feature map.
         axis: ``"height"`` or ``"width"``, along which pixels are mixed.
+
+    Raises:
+        ValueError: if it is another.
     """
 
     def __init__(self, height: int, width: int, channels: int, *, axis: str) -> None:
+        if axis not in ("height", "width"):
+            raise ValueError(f"axis: expected 'height' or 'width', got {axis!r}")
         super().__init__(height, width, channels, branches=2)
         self.axis = axis
         delattr(self, "proj_w" if axis == "height" else "proj_h")

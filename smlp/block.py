@@ -80,11 +80,15 @@ class AxisMixing(Unscripted):
     Args:
         height: H, the number of rows of the input.
         width: W, the number of columns of the input.
+
+    Raises:
+        ValueError: if one is smaller than 1.
+        TypeError: if one is not an integer.
     """
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self.height, self.width = height, width
+        self.height, self.width = positive_int("height", height), positive_int("width", width)
 
 
 class SMLPBlock(AxisMixing):
@@ -124,12 +128,11 @@ class SMLPBlock(AxisMixing):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        height, width = positive_int("height", height), positive_int("width", width)
         super().__init__(height, width)
         channels = self.channels = positive_int("channels", channels)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.proj_h = nn.Linear(height, height, **factory)
-        self.proj_w = nn.Linear(width, width, **factory)
+        self.proj_h = nn.Linear(self.height, self.height, **factory)
+        self.proj_w = nn.Linear(self.width, self.width, **factory)
         self.fuse = nn.Conv2d(3 * channels, channels, kernel_size=1, bias=fuse_bias, **factory)
         self.register_load_state_dict_pre_hook(_accept_published_layouts)
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smlp.block import as_integer
+
 
 @dataclass(frozen=True)
 class ImageSplit:
@@ -101,7 +103,7 @@ def _split(name: str, images: Any, labels: Any, held_out: int, split_seed: int) 
     most = len(labels) - num_classes
     if isinstance(held_out, bool) or not isinstance(held_out, int):
         raise ValueError(f"held_out: expected a number of images, got {held_out!r}")
-    if not 0 <= split_seed < 2**32:
+    if as_integer(split_seed) is None or not 0 <= split_seed < 2**32:
         raise ValueError(f"split_seed: expected 0 to 2**32 - 1, got {split_seed}")
     if not num_classes <= held_out <= most:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from smlp.block import as_integer
 from smlp.network import PyramidNetwork
 from smlp.receptive_field import receptive_field
 from smlp.smlpnet import SMLPNet, SMLPNetLayer
@@ -38,7 +39,7 @@ class UpToLayer(nn.Module):
     def __init__(self, network: PyramidNetwork, depth: int) -> None:
         super().__init__()
         every = layers(network)
-        if not 1 <= depth <= len(every):
+        if as_integer(depth) not in range(1, len(every) + 1):
             raise ValueError(f"depth: expected 1 to {len(every)} layers, got {depth}")
         self.network, self.depth = network, depth
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smlp.block import SMLPBlock
-from smlp.network import PyramidNetwork
+from smlp.block import SMLPBlock, positive_int
+from smlp.network import PyramidNetwork, require_network
 from smlp.tables import markdown_table
 
 
@@ -55,10 +55,11 @@ def parts(
         One entry per part, in the order in which they run.
 
     Raises:
+        TypeError: if ``network`` is none of ours, or ``batch_size`` is not an integer.
         ValueError: if ``batch_size`` is less than 1, or 1 where a training step needs two images.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    require_network(network)
+    batch_size = positive_int("batch_size", batch_size)
     if batch_size == 1 and network.sizes[-1] == (1, 1):
         raise ValueError(
             "batch_size: expected at least 2, since the last feature maps are 1 x 1 and BatchNorm "

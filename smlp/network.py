@@ -203,10 +203,7 @@ class FeaturePyramid(Unscripted):
 
     def __init__(self, network: PyramidNetwork, stages: Sequence[int] | None = None) -> None:
         super().__init__()
-        if not isinstance(network, PyramidNetwork):
-            raise TypeError(
-                f"network: expected a SparseMLP or an SMLPNet, got {type(network).__name__}"
-            )
+        require_network(network)
         every = range(len(network.depth))
         self.stages = tuple(every) if stages is None else _entries("stages", stages, every)
         self.channels = [network.channels[stage] for stage in self.stages]
@@ -228,6 +225,14 @@ class FeaturePyramid(Unscripted):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As :meth:`PyramidNetwork.set_grad_checkpointing`."""
         self.network.set_grad_checkpointing(enable)
+
+
+def require_network(network: object) -> None:
+    """Raise a TypeError if ``network`` is none of ours."""
+    if not isinstance(network, PyramidNetwork):
+        raise TypeError(
+            f"network: expected a SparseMLP or an SMLPNet, got {type(network).__name__}"
+        )
 
 
 def require_module(model: nn.Module) -> None:

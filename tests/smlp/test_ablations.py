@@ -149,6 +149,12 @@ def test_unknown_and_impossible_ablations_are_refused_by_name() -> None:
         ValueError, match=r"ablation: expected an smlpnet .* got 'sum' of sparse_mlp"
     ):
         build_model("sparse_mlp", {"ablation": "sum"})
+    with pytest.raises(ValueError, match="axis: expected 'height' or 'width', got 'depth'"):
+        OneAxisBlock(4, 4, 2, axis="depth")
+    with pytest.raises(ValueError, match="height: expected at least 1, got 0"):
+        NoIdentityBlock(0, 4, 2)
+    with pytest.raises(TypeError, match=r"channels: expected an integer, got 2\.0"):
+        SumBlock(4, 4, 2.0)  # type: ignore[arg-type]
 
 
 def test_the_comparison_trains_each_and_is_not_repeated(

@@ -95,6 +95,8 @@ def test_an_impossible_split_is_refused(held_out: int) -> None:
         data.digits(held_out=held_out)
     with pytest.raises(ValueError, match=r"split_seed: expected 0 to 2\*\*32 - 1, got 4294967296"):
         data.digits(split_seed=2**32)
+    with pytest.raises(ValueError, match=r"split_seed: expected 0 to 2\*\*32 - 1, got 1\.5"):
+        data.digits(split_seed=1.5)
 
 
 @pytest.mark.parametrize(

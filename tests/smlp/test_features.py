@@ -35,7 +35,7 @@ def test_only_our_networks_have_layers() -> None:
     with pytest.raises(TypeError, match="network: expected a SparseMLP or an SMLPNet, got Linear"):
         layers(nn.Linear(2, 2))  # type: ignore[arg-type]
     network = SparseMLP(4, 1, 1, 3, d_model=4, depth=(2, 1))
-    for depth in (0, 4):
+    for depth in (0, 4, 1.5):
         with pytest.raises(ValueError, match=f"depth: expected 1 to 3 layers, got {depth}"):
             UpToLayer(network, depth)
 

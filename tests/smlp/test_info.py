@@ -98,6 +98,10 @@ def test_counting_leaves_the_network_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         parts(network, batch_size=0)
+    with pytest.raises(TypeError, match=r"batch_size: expected an integer, got 2\.5"):
+        parts(network, batch_size=2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="network: expected a SparseMLP or an SMLPNet, got Ident"):
+        parts(nn.Identity())  # type: ignore[arg-type]
 
 
 def test_table_sums_its_columns() -> None:
