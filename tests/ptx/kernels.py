@@ -19,7 +19,7 @@ class _OnGpu:
     is_cuda = True
 
     def __init__(self, x: Tensor) -> None:
-        self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
+        self.shape, self.dtype, self.device, self.dim = x.shape, x.dtype, x.device, x.dim
 
 
 @contextlib.contextmanager
