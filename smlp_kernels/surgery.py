@@ -21,7 +21,7 @@ def fuse_model(model: nn.Module, *, fold: bool = False) -> int:
 
     The modules stay the same objects: parameters, their sharing, hooks, the state dict and any
     optimizer keep working. Subclasses of ``SMLPBlock`` other than the fused block are left alone,
-    because their ``forward`` may do something else.
+    because their ``forward`` may do something else, and blocks with a patched ``forward``.
 
     Args:
         model: any module; may itself be a block.
@@ -74,7 +74,7 @@ def _swap(
     model: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock], *, needed: bool = True
 ) -> int:
     """The two classes differ in ``forward`` alone, so changing the class is the whole swap."""
-    swaps = [(m, kind) for m in model.modules() if (kind := _swapped(type(m), old, new))]
+    swaps = [(m, kind) for m in model.modules() if (kind := _swapped(m, old, new))]
     if needed and not swaps:
         raise ValueError(
             f"model: expected at least one {old.__name__} to swap, found none in "
@@ -86,12 +86,15 @@ def _swap(
 
 
 def _swapped(
-    kind: type[nn.Module], old: type[SMLPBlock], new: type[SMLPBlock]
+    module: nn.Module, old: type[SMLPBlock], new: type[SMLPBlock]
 ) -> type[nn.Module] | None:
-    """The class to swap ``kind`` for, or None if it is neither ``old`` nor derived from it by FSDP.
+    """The class to swap for, or None if it is neither ``old`` nor derived from it by FSDP.
 
     ``fully_shard`` and its like derive a class with the same forward and other hooks.
     """
+    kind = type(module)
+    if "forward" in vars(module):  # patched: what is called there would stay the same
+        return None
     if kind is old:
         return new
     wrapper, *others = kind.__bases__
