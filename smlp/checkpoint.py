@@ -161,6 +161,8 @@ def load_checkpoint(
     left_out += [rule.theirs for rule in rules if rule.ours in own and rule.theirs in state]
     rules = [rule for rule in rules if rule.ours not in own]
     loaded, kept, problems = _apply(rules, state, present)
+    alien = present.keys() - {rule.ours for rule in rules} - own
+    problems += [f"missing: {name} {list(present[name].shape)}" for name in sorted(alien)]
     unknown = state.keys() - {rule.theirs for rule in rules} - set(left_out)
     problems += [f"not in the model: {name} {_shape(state[name])}" for name in sorted(unknown)]
     if problems:
@@ -193,7 +195,8 @@ def paper_state_dict(network: SMLPNet) -> dict[str, Tensor]:
 
     Raises:
         TypeError: if ``network`` is not an :class:`SMLPNet`.
-        ValueError: if its feature maps are not square.
+        ValueError: if its feature maps are not square, or if it has weights that the paper's code
+            does not have, as after an ablation or with adapters.
     """
     if not isinstance(network, SMLPNet):
         raise TypeError(f"network: expected an SMLPNet, got {type(network).__name__}")
@@ -204,9 +207,16 @@ def paper_state_dict(network: SMLPNet) -> dict[str, Tensor]:
             f"got {height} x {width} in the first stage"
         )
     state = network.state_dict()
+    rules = [rule for rule in paper_rules(network) if not rule.ours.endswith("fuse.bias")]
+    alien = sorted(state.keys() - {rule.ours for rule in rules})
+    if alien:
+        raise ValueError(
+            f"network: expected the weights of the paper's network alone, got {len(alien)} others: "
+            f"{', '.join(alien[:5])}"
+        )
     return {
         rule.theirs: rule.to_theirs(state[rule.ours]).detach().clone().contiguous()
-        for rule in paper_rules(network)
+        for rule in rules
     }
 
 

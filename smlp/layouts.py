@@ -1,6 +1,6 @@
 """The state-dict layouts sMLP weights come in, as rules between our entries and theirs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ _PAPER_BLOCK = "token_mix.{}.1."
 
 
 def paper_rules(network: SMLPNet) -> list[Rule]:
-    """Return one rule per entry of ``network``, to the layout of the paper's code.
+    """Return one rule per entry of ``network`` that the paper's code has, to its layout.
 
     That is microsoft/SPACH, ``models/smlp.py``; pytorch-attention has the same names.
     """
@@ -79,12 +79,14 @@ def paper_rules(network: SMLPNet) -> list[Rule]:
                 renamed[f"{ours}.{module}"] = theirs.format(number)
             number += 1
     rules = []
-    for name in network.state_dict():
+    names = network.state_dict().keys()
+    for name in names:
         module, _, entry = without_wrappers(name).rpartition(".")
         if module in renamed:
             rules.append(_plain(name, f"{renamed[module]}.{entry}"))
-    for ours, theirs, _ in _blocks(network):
-        rules += _paper_block(ours, blocks[theirs], has_bias=False)
+    for ours, theirs in _blocks(network):
+        if theirs in blocks:
+            rules += _paper_block(ours, blocks[theirs], names)
     return rules
 
 
@@ -112,35 +114,34 @@ def rules_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[str, list[Rul
         return SPACH, paper_rules(model)
     layout = PORT if any(True for _ in unused_merge(model, state)) else OURS
     rules = {name: _plain(name, without_wrappers(name)) for name in model.state_dict()}
-    for ours, theirs, block in _blocks(model):
-        fuse = f"{theirs}fuse.weight"
+    for ours, theirs in _blocks(model):
+        name, fuse = f"{ours}fuse.weight", f"{theirs}fuse.weight"
         if f"{theirs}proh_w.weight" in state:
             layout = SPACH
-            new = _paper_block(ours, theirs, has_bias=block.fuse.bias is not None)
-            rules.update({rule.ours: rule for rule in new})
-        elif isinstance(state.get(fuse), Tensor) and state[fuse].dim() == 2:
+            rules.update({rule.ours: rule for rule in _paper_block(ours, theirs, rules.keys())})
+        elif name in rules and isinstance(state.get(fuse), Tensor) and state[fuse].dim() == 2:
             layout = LINEAR_FUSE
-            name = f"{ours}fuse.weight"
             rules[name] = Rule(name, fuse, "linear layer to 1x1 convolution", _as_conv, as_matrix)
     return layout, list(rules.values())
 
 
 def known_names(model: nn.Module) -> set[str]:
     """Return the names under which entries of ``model`` may be found, in any layout."""
-    names = {without_wrappers(name) for name in model.state_dict()}
+    present = model.state_dict().keys()
+    names = {without_wrappers(name) for name in present}
     if isinstance(model, SMLPNet):
         names.update(rule.theirs for rule in paper_rules(model))
-    for ours, theirs, _ in _blocks(model):
-        names.update(rule.theirs for rule in _paper_block(ours, theirs, has_bias=False))
+    for ours, theirs in _blocks(model):
+        names.update(rule.theirs for rule in _paper_block(ours, theirs, present))
     return names
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, str, SMLPBlock]]:
+def _blocks(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield all blocks with the prefixes of their entries' names, here and in a checkpoint."""
     for path, block in model.named_modules():
         if isinstance(block, SMLPBlock):
             prefix = f"{path}." if path else ""
-            yield prefix, without_wrappers(prefix), block
+            yield prefix, without_wrappers(prefix)
 
 
 def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
@@ -173,8 +174,11 @@ def _plain(ours: str, theirs: str) -> Rule:
     return Rule(ours, theirs, if_absent=keep)
 
 
-def _paper_block(ours: str, theirs: str, *, has_bias: bool) -> list[Rule]:
-    """Return the rules of one block: the names of its axes are swapped there, identity is first."""
+def _paper_block(ours: str, theirs: str, present: Collection[str]) -> list[Rule]:
+    """Return the rules of those entries of a block that are among ``present``.
+
+    The names of its axes are swapped there, and identity comes first.
+    """
     rules = []
     for our_axis, their_axis in (("proj_h", "proh_w"), ("proj_w", "proj_h")):
         rules += [
@@ -196,7 +200,5 @@ def _paper_block(ours: str, theirs: str, *, has_bias: bool) -> list[Rule]:
     rules.append(
         Rule(f"{ours}fuse.weight", f"{theirs}fuse.weight", how, identity_last, identity_last)
     )
-    if has_bias:
-        bias = f"{ours}fuse.bias"
-        rules.append(Rule(bias, f"{theirs}fuse.bias", if_absent=torch.zeros_like))
-    return rules
+    rules.append(Rule(f"{ours}fuse.bias", f"{theirs}fuse.bias", if_absent=torch.zeros_like))
+    return [rule for rule in rules if rule.ours in present]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from smlp import (
     CheckpointError,
@@ -23,6 +24,7 @@ from smlp import (
     load_checkpoint,
     paper_state_dict,
 )
+from smlp.ablations import ablate
 from tests.smlp.paper import State, paper_network, paper_state
 
 CLOSE = dict(rtol=1e-10, atol=1e-10)
@@ -43,6 +45,38 @@ def copy_of(model: nn.Module) -> State:
 
 
 # --- loading -----------------------------------------------------------------------------------
+
+
+def test_a_bias_that_the_paper_s_code_does_not_have_is_zero() -> None:
+    state, images = small_paper_state(), torch.randn(2, 2, 16, 16, dtype=torch.float64)
+    model = SMLPNet(**SMALL, block=SMLPBlock).double().eval()
+    report = load_checkpoint(model, state)
+    assert len(report.kept) == sum(DEPTH)
+    torch.testing.assert_close(model(images), paper_network(images, state, DEPTH), **CLOSE)
+
+
+def with_neck(model: nn.Module) -> None:
+    model.neck = SMLPBlock(2, 2, 16)
+
+
+def parametrized(model: nn.Module) -> None:
+    weight_norm(model.get_submodule("stages.0.1.mix.block.fuse"))
+
+
+@pytest.mark.parametrize("change", [with_neck, parametrized])
+@pytest.mark.parametrize("layout", ["paper", "linear"])
+def test_weights_that_a_layout_lacks_are_missing(
+    change: Callable[[nn.Module], None], layout: str
+) -> None:
+    model = SMLPNet(**SMALL)
+    state = small_paper_state()
+    if layout == "linear":
+        state = {k: v[..., 0, 0] if "fuse" in k else v for k, v in copy_of(model).items()}
+    change(model)
+    before = copy_of(model)
+    with pytest.raises(CheckpointError, match=r"  missing: (neck|.*parametrizations)\."):
+        load_checkpoint(model, state)
+    assert same(model.state_dict(), before)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
@@ -363,3 +397,6 @@ def test_export_errors() -> None:
         paper_state_dict(SMLPNet(**{**SMALL, "image_size": (8, 16)}))
     with pytest.raises(TypeError, match="network: expected an SMLPNet, got SparseMLP"):
         paper_state_dict(SparseMLP(**SMALL))
+    for network in (ablate("sum", **SMALL), SMLPNet(**SMALL, block=SMLPBlock)):
+        with pytest.raises(ValueError, match=r"expected the weights of the paper.* others: "):
+            paper_state_dict(network)
