@@ -43,7 +43,7 @@ class OneAxisBlock(_Ablated):
         axis: ``"height"`` or ``"width"``, along which pixels are mixed.
 
     Raises:
-        ValueError: if it is another.
+        ValueError: if ``axis`` is another word.
     """
 
     def __init__(self, height: int, width: int, channels: int, *, axis: str) -> None:

@@ -150,8 +150,8 @@ class SMLPBlock(AxisMixing):
             ValueError: if the shape or the device of ``x`` does not fit the block.
             TypeError: if ``x`` is not a dense floating-point tensor of the parameters' dtype.
         """
-        parameter = next(self.fuse.parameters(), None)  # None: tensors in the place of parameters
-        # a parametrization computes the weight at every look
+        parameter = next(self.fuse.parameters(), None)  # None: tensors in place of parameters
+        # a parametrization computes the weight at every access
         weight = self.fuse.weight if parameter is None else parameter
         check_input(x, weight, (self.channels, self.height, self.width))
         return mix_and_fuse(x, self.proj_h, self.proj_w, self.fuse)

@@ -165,7 +165,7 @@ def fallback_reason(x: Tensor) -> str | None:
     """Why an input of this shape, type and device runs on PyTorch; None if the kernels take it.
 
     Args:
-        x: ``[B, C, H, W]``, or it is a ValueError; its values are not looked at.
+        x: ``[B, C, H, W]``, or a ValueError is raised; its values are not read.
     """
     if x.dim() != 4:
         raise ValueError(f"x: expected shape [B, C, H, W], got {list(x.shape)}")

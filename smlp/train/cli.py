@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
         out = Path(options.get("out", TrainConfig.out))
         saved = options_of(out)
         if not saved:
-            _logger.info("no checkpoint to continue from in %s: a run of the options given", out)
+            _logger.info("no checkpoint to continue from in %s: starting a new run", out)
         options = saved | options
     try:
         summary = train(TrainConfig(**options))
