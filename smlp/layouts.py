@@ -1,7 +1,7 @@
 """The state-dict layouts sMLP weights come in, as rules between our entries and theirs."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,14 +79,14 @@ def paper_rules(network: SMLPNet) -> list[Rule]:
                 renamed[f"{ours}.{module}"] = theirs.format(number)
             number += 1
     rules = []
-    names = network.state_dict().keys()
-    for name in names:
-        module, _, entry = without_wrappers(name).rpartition(".")
+    names = _names(network)
+    for bare, name in names.items():
+        module, _, entry = bare.rpartition(".")
         if module in renamed:
             rules.append(_plain(name, f"{renamed[module]}.{entry}"))
-    for ours, theirs in _blocks(network):
-        if theirs in blocks:
-            rules += _paper_block(ours, blocks[theirs], names)
+    for prefix in _blocks(network):
+        if prefix in blocks:
+            rules += _paper_block(prefix, blocks[prefix], names)
     return rules
 
 
@@ -113,35 +113,41 @@ def rules_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[str, list[Rul
     ):
         return SPACH, paper_rules(model)
     layout = PORT if any(True for _ in unused_merge(model, state)) else OURS
-    rules = {name: _plain(name, without_wrappers(name)) for name in model.state_dict()}
-    for ours, theirs in _blocks(model):
-        name, fuse = f"{ours}fuse.weight", f"{theirs}fuse.weight"
-        if f"{theirs}proh_w.weight" in state:
+    names = _names(model)
+    rules = {name: _plain(name, bare) for bare, name in names.items()}
+    for prefix in _blocks(model):
+        fuse = f"{prefix}fuse.weight"
+        if f"{prefix}proh_w.weight" in state:
             layout = SPACH
-            rules.update({rule.ours: rule for rule in _paper_block(ours, theirs, rules.keys())})
-        elif name in rules and isinstance(state.get(fuse), Tensor) and state[fuse].dim() == 2:
+            rules.update({rule.ours: rule for rule in _paper_block(prefix, prefix, names)})
+        elif fuse in names and isinstance(state.get(fuse), Tensor) and state[fuse].dim() == 2:
             layout = LINEAR_FUSE
-            rules[name] = Rule(name, fuse, "linear layer to 1x1 convolution", _as_conv, as_matrix)
+            how = "linear layer to 1x1 convolution"
+            rules[names[fuse]] = Rule(names[fuse], fuse, how, _as_conv, as_matrix)
     return layout, list(rules.values())
 
 
 def known_names(model: nn.Module) -> set[str]:
     """Return the names under which entries of ``model`` may be found, in any layout."""
-    present = model.state_dict().keys()
-    names = {without_wrappers(name) for name in present}
+    names = _names(model)
+    known = set(names)
     if isinstance(model, SMLPNet):
-        names.update(rule.theirs for rule in paper_rules(model))
-    for ours, theirs in _blocks(model):
-        names.update(rule.theirs for rule in _paper_block(ours, theirs, present))
-    return names
+        known.update(rule.theirs for rule in paper_rules(model))
+    for prefix in _blocks(model):
+        known.update(rule.theirs for rule in _paper_block(prefix, prefix, names))
+    return known
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield all blocks with the prefixes of their entries' names, here and in a checkpoint."""
+def _names(model: nn.Module) -> dict[str, str]:
+    """Return the names of the model's entries, by what they are without wrappers of modules."""
+    return {without_wrappers(name): name for name in model.state_dict()}
+
+
+def _blocks(model: nn.Module) -> Iterator[str]:
+    """Yield the prefix of the entries of every block, without wrappers of modules."""
     for path, block in model.named_modules():
         if isinstance(block, SMLPBlock):
-            prefix = f"{path}." if path else ""
-            yield prefix, without_wrappers(prefix)
+            yield without_wrappers(f"{path}.") if path else ""
 
 
 def unused(model: nn.Module, state: Mapping[str, Any]) -> Iterator[str]:
@@ -174,8 +180,8 @@ def _plain(ours: str, theirs: str) -> Rule:
     return Rule(ours, theirs, if_absent=keep)
 
 
-def _paper_block(ours: str, theirs: str, present: Collection[str]) -> list[Rule]:
-    """Return the rules of those entries of a block that are among ``present``.
+def _paper_block(ours: str, theirs: str, names: Mapping[str, str]) -> list[Rule]:
+    """Return the rules of a block's entries, those of ``names``, which :func:`_names` returned.
 
     The names of its axes are swapped there, and identity comes first.
     """
@@ -201,4 +207,4 @@ def _paper_block(ours: str, theirs: str, present: Collection[str]) -> list[Rule]
         Rule(f"{ours}fuse.weight", f"{theirs}fuse.weight", how, identity_last, identity_last)
     )
     rules.append(Rule(f"{ours}fuse.bias", f"{theirs}fuse.bias", if_absent=torch.zeros_like))
-    return [rule for rule in rules if rule.ours in present]
+    return [replace(rule, ours=names[rule.ours]) for rule in rules if rule.ours in names]

@@ -9,11 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from smlp import FeaturePyramid, SMLPBlock, SMLPNet, SparseMLP, load_checkpoint
+from smlp import FeaturePyramid, SMLPBlock, SMLPNet, SparseMLP, load_checkpoint, paper_state_dict
+from smlp.smlpnet import SMLPNetLayer
 from tests.smlp.paper import paper_state
 from tests.smlp.test_checkpoint import SMALL, port_of, same
 
@@ -173,6 +177,20 @@ def test_wrapped_modules_inside() -> None:
     paper = paper_state(16, 16, 2, 2, 5, 4, DEPTH, 3)
     report = load_checkpoint(model, paper)
     assert sorted(entry.theirs for entry in report.mapped) == sorted(paper)
+
+
+@pytest.mark.parametrize("layout", ["smlp", "spach", "external-attention"])
+def test_checkpointed_layers_inside(layout: str) -> None:
+    """Their wrapper is part of the modules' names, but not of the weights'."""
+    state = {"spach": paper_state(16, 16, 2, 2, 5, 4, DEPTH, 3)}.get(layout, RAW)
+    if layout == "external-attention":
+        state = {n: v[..., 0, 0] if "fuse" in n else v for n, v in RAW.items()}
+    plain, model = SMLPNet(**SMALL), SMLPNet(**SMALL)
+    load_checkpoint(plain, state)
+    apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, SMLPNetLayer))
+    assert load_checkpoint(model, state).layout == layout
+    assert same(model.state_dict(), plain.state_dict())
+    assert same(paper_state_dict(model), paper_state_dict(plain))
 
 
 @pytest.mark.parametrize(
