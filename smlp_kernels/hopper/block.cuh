@@ -1,10 +1,10 @@
 // The sMLP block on Hopper, in one launch and without scratch memory:
 //   y = Fh (Ph x + bh) + Fw (x Pw' + bw) + Fi x + bias,    F = [Fh | Fw | Fi],
-// and its input gradient: the same with Ph', Pw' (by strides) and Fh', Fw', Fi' (TRANSPOSED: F stays as it lies).
+// and its input gradient: the same with Ph', Pw' (by strides) and Fh', Fw', Fi' (TRANSPOSED: F keeps its layout).
 //
 // A thread block owns some pixels, all output channels of them, and walks the channels in passes of up to 3 x 64.
 // Channels are the rows and pixels the columns of the product, wgmma m64 n N k16, so that F and x are operands as
-// they lie in memory. In a step of KC input channels
+// they are in memory. In a step of KC input channels
 //   - three warpgroups issue wgmma on the step's Xh, Xw, X and F, and wait for those of the step before,
 //   - meanwhile all 12 warps mix the next step's X into Xh and Xw (mma.sync, ldmatrix and stmatrix transposed),
 //   - and cp.async brings x and F of the step after next from L2.
@@ -20,7 +20,7 @@ struct Loader {
   static constexpr int KC = S::KC, CHUNKS = KC / 8, CHUNKS_F = TRANSPOSED ? ROWS_F / 8 : CHUNKS;
   static constexpr int APART = THREADS / CHUNKS, APART_F = THREADS / CHUNKS_F;
   static constexpr int SWEEPS = (S::LOADED + APART - 1) / APART;
-  static constexpr uint32_t NOWHERE = 0xFFFF;   // pixels that there are not
+  static constexpr uint32_t NOWHERE = 0xFFFF;   // no such pixel
   const T* x; int f;
   Halves<SWEEPS> to_x; uint32_t to_f;
 

@@ -45,7 +45,7 @@ def run_along(
     TILE: tl.constexpr,  # columns
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What program ``pid`` does: every ``programs``-th tile."""
+    """Process every ``programs``-th tile, starting at ``pid``."""
     dtype = g_ptr.dtype.element_ty
     ACC: tl.constexpr = tl.float64 if g_ptr.dtype.element_ty == tl.float64 else tl.float32
     SIZE: tl.constexpr = HEIGHT if ALONG_H else WIDTH
@@ -94,7 +94,7 @@ def run_along(
             if bias_ptr is not None:
                 mixed += bias[:, None]
 
-        tl.debug_barrier()  # of this program's warps: all have read what is now written over
+        tl.debug_barrier()  # of this program's warps: all have read what is now overwritten
         if NEED_FUSE:
             tl.store(axis_ptr + g_offsets, mixed.to(dtype), mask=mask)
         if ALONG_H:

@@ -121,7 +121,7 @@ def narrow_kernel(
             grad = tl.dot(tl.trans(u), mixed.to(dtype), grad)
             if ALONG_H:
                 grad_identity = tl.dot(tl.trans(u), x, grad_identity)
-            else:  # threads add up rows of their own
+            else:  # each thread adds up its own rows
                 grad_bias += tl.sum(tl.reshape(u, (ROWS // 8, 8, DEPTH)).to(tl.float32), 0)
         else:
             out = tl.reshape(tl.dot(proj, g), (ROWS, SLICE))
@@ -131,7 +131,7 @@ def narrow_kernel(
             out = tl.dot(u, identity, out) + rest.to(tl.float32)
             if fuse_bias_ptr is not None:
                 out += fuse_bias.to(tl.float32)
-        tl.debug_barrier()  # of this program's warps: all have read what is now written over
+        tl.debug_barrier()  # of this program's warps: all have read what is now overwritten
         tl.store(out_ptr + offsets, out.to(dtype), mask=mask_c)
 
     if BACKWARD:
