@@ -108,8 +108,10 @@ def _run(network: nn.Module, images: Tensor) -> dict[str, _Cost]:
         handles = []
         for name, module in _parts(network):
             before, after = _meters(costs[name], counter, kept)
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after))
+            # timm's networks call the modules of their head one by one
+            inside = [*module] if isinstance(module, nn.Sequential) and len(module) else [module]
+            handles.append(inside[0].register_forward_pre_hook(before))
+            handles.append(inside[-1].register_forward_hook(after))
         network(images)
         for handle in handles:
             handle.remove()

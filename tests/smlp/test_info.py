@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from smlp import SMLPNet, SparseMLP, smlpnet_tiny
 from smlp.info import as_table, parts
 from smlp.network import PyramidNetwork
+from smlp.timm_network import TimmSMLPNet
 
 
 def test_smlpnet_tiny_costs_what_the_paper_says() -> None:
@@ -40,6 +41,16 @@ def test_sparse_mlp_counts_its_merging_in_the_stage_before() -> None:
     expected = [4 * 8 * 4 * 6, 2 * layer(4, 8, 6) + merging, layer(2, 4, 12), 12 * 5]
     assert [row.macs for row in rows] == expected
     assert [row.output for row in rows] == [(6, 4, 8), (12, 2, 4), (12, 2, 4), (5,)]
+
+
+def test_a_network_of_timms_costs_as_much() -> None:
+    sizes = dict(image_size=16, d_model=4, depth=(1, 1), num_classes=7)
+    rows, expected = (
+        parts(TimmSMLPNet(**sizes), batch_size=2),
+        parts(SMLPNet(**sizes), batch_size=2),
+    )
+    assert rows[: len(expected)] == expected
+    assert [row.macs for row in rows[len(expected) :]] == [0]  # of its dropout
 
 
 NETWORKS = [
