@@ -88,7 +88,8 @@ class CheckpointError(ValueError):
     def __init__(self, layout: str, problems: list[str], hint: str) -> None:
         self.problems = tuple(problems)
         lines = [f"source: expected a checkpoint that fits the model, got one (read as {layout})"]
-        lines[0] += f" with {len(problems)} entries that do not:"
+        several = f"{len(problems)} entries that do not"
+        lines[0] += f" with {several if len(problems) > 1 else 'one entry that does not'}:"
         lines += [f"  {problem}" for problem in problems[: self._SHOWN]]
         if len(problems) > self._SHOWN:
             lines.append(f"  and {len(problems) - self._SHOWN} more, in this error's .problems")
