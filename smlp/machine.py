@@ -37,7 +37,8 @@ def describe(gpu: int = 0) -> Facts:
             "l2_mb": properties.L2_cache_size / 1e6,
             "memory_gb": properties.total_memory / 1e9,
             "cudnn": torch.backends.cudnn.version(),
-            **_nvidia_smi(gpu),
+            # nvidia-smi counts GPUs that CUDA_VISIBLE_DEVICES leaves out
+            **(_nvidia_smi(f"GPU-{getattr(properties, 'uuid', gpu)}") or _nvidia_smi(str(gpu))),
         }
     return facts
 
@@ -56,7 +57,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _nvidia_smi(gpu: int) -> dict[str, str]:
+def _nvidia_smi(gpu: str) -> dict[str, str]:
     """Driver, clocks and power as nvidia-smi reads them; empty where it cannot be asked."""
     query = f"--query-gpu={','.join(_NVIDIA_SMI_FIELDS)}"
     command = ["nvidia-smi", query, "--format=csv,noheader", f"--id={gpu}"]

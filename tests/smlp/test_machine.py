@@ -1,6 +1,7 @@
 """Facts about the machine, and what stands in for those that cannot be had."""
 
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,11 +31,30 @@ def test_nvidia_smi_answers_by_field_or_not_at_all(monkeypatch: pytest.MonkeyPat
         return subprocess.CompletedProcess(command, 0, answer, "")
 
     monkeypatch.setattr(machine.subprocess, "run", run)
-    facts = machine._nvidia_smi(1)
+    facts = machine._nvidia_smi("1")
     assert facts["driver_version"] == "580.1" and facts["power.limit"] == "700.0 W"
 
     def absent(*_, **__) -> None:
         raise FileNotFoundError("nvidia-smi")
 
     monkeypatch.setattr(machine.subprocess, "run", absent)
-    assert machine._nvidia_smi(0) == {}
+    assert machine._nvidia_smi("0") == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nvidia_smi_is_asked_about_the_gpu_that_torch_means(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"name": "", "major": 9, "minor": 0, "multi_processor_count": 132, "uuid": "0a-1b"}
+    properties = SimpleNamespace(**facts, L2_cache_size=1, total_memory=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: properties)
+    asked = []
+
+    def smi(gpu: str) -> dict[str, str]:
+        asked.append(gpu)
+        return {"driver_version": "580.1"} if known or gpu == "0" else {}
+
+    monkeypatch.setattr(machine, "_nvidia_smi", smi)
+    assert machine.describe()["driver_version"] == "580.1"
+    assert asked == (["GPU-0a-1b"] if known else ["GPU-0a-1b", "0"])
