@@ -93,6 +93,11 @@ def world_of(device: str) -> Iterator[World]:
         dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), target)
+        if not joined:
+            # Gloo's threads, which FSDP's caches keep alive, may still hold tensors of the last
+            # collective. If they let go of them while Python ends, it aborts:
+            # pytorch/pytorch#179291.
+            dist.barrier()
     finally:
         if not joined:
             dist.destroy_process_group()
