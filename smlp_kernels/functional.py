@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from smlp.block import require_dense, smlp
+from smlp.block import require_dense
 from smlp.testing import NAMES
 from smlp_kernels import ops
 from smlp_kernels.launch import INTERPRETED, arch_of
@@ -122,17 +121,12 @@ def dispatch(x: Tensor, weights: Sequence[Any], plain: bool = False) -> Tensor:
         if autocast is not None:
             x = under_autocast(x, weights, autocast)
         plain = ops.is_plain((x, *weights))
-    if (
-        forward_ad._current_level >= 0
-        or (torch.compiler.is_compiling() and ops.functorch_is_active())
-        or (not plain and any(map(is_wrapper, weights)))
-        or fallback_reason(x) is not None
-    ):
-        weight_h, bias_h, weight_w, bias_w, fuse, bias = weights
-        fuse = fuse.reshape(*fuse.shape[:2], 1, 1)
-        has_map = bias is not None and bias.dim() != 1
-        y = smlp(x, weight_h, bias_h, weight_w, bias_w, fuse, None if has_map else bias)
-        return y + bias.to(y.dtype) if has_map else y
+    unknown_to_kernels = not plain and (
+        (torch.compiler.is_compiling() and ops.functorch_is_active())
+        or any(map(is_wrapper, weights))
+    )
+    if unknown_to_kernels or fallback_reason(x):
+        return ops.plain_mix(x, *weights)
     return ops.differentiable_mix(x, *weights, plain=plain)
 
 

@@ -34,7 +34,7 @@ from torch.nn import Parameter
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import register_flop_formula
 
-from smlp.testing import formula
+from smlp.block import smlp
 from smlp_kernels import hopper
 from smlp_kernels.kernels import backward
 from smlp_kernels.kernels import mix as forward
@@ -226,16 +226,25 @@ def _mix_backward_flops(dy: torch.Size, *arguments: Any, out_shape: object) -> i
     return 2 * dy.numel() * terms
 
 
-def formula_grads(dy: Tensor, x: Tensor, *arguments: Any) -> Grads:
+def plain_mix(x: Tensor, *weights: Any) -> Tensor:
+    """``mix`` by PyTorch's operators."""
+    weight_h, bias_h, weight_w, bias_w, fuse, bias = weights
+    fuse = fuse.reshape(fuse.shape[0], -1, 1, 1)
+    has_map = bias is not None and bias.dim() != 1
+    y = smlp(x, weight_h, bias_h, weight_w, bias_w, fuse, None if has_map else bias)
+    return y + bias.to(y.dtype) if has_map else y
+
+
+def plain_grads(dy: Tensor, x: Tensor, *arguments: Any) -> Grads:
     """All that ``mix_backward`` may return, by PyTorch's operators."""
     given = {i: t for i, t in enumerate((x, *arguments[:5])) if t is not None}
-    pull = torch.func.vjp(lambda given: formula(*map(given.get, range(7))), given)[1]
+    pull = torch.func.vjp(lambda given: plain_mix(*map(given.get, range(7))), given)[1]
     (grads,) = pull(dy)
     return *map(grads.get, range(6)), dy.sum((0, 2, 3))
 
 
 def differentiable(
-    name: str, run: Callable[..., Any], setup_context: Any, gradient: Any, by_formula: Any
+    name: str, run: Callable[..., Any], setup_context: Any, gradient: Any, by_pytorch: Any
 ) -> Callable[..., Any]:
     """Register what an operator does, and return the operator for eager mode.
 
@@ -259,9 +268,9 @@ def differentiable(
     apply_direct = super(torch.autograd.Function, direct).apply
 
     def call(*arguments: Any, plain: bool | None = None) -> Any:
-        if forward_ad._current_level >= 0:  # in the backward of a block that was called outside
+        if forward_ad._current_level >= 0:  # perhaps only since the forward
             dtype = arguments[0].dtype
-            return by_formula(*(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments))
+            return by_pytorch(*(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments))
         if is_plain(arguments[:7]) if plain is None else plain:  # the tensors of either operator
             return (apply_direct if torch.is_grad_enabled() else run)(*arguments)
         if not is_traced() and functorch_is_active() and torch.is_grad_enabled():
@@ -271,9 +280,9 @@ def differentiable(
     return call
 
 
-differentiable_mix = differentiable("mix", run_mix, mix_setup_context, mix_grad, formula)
+differentiable_mix = differentiable("mix", run_mix, mix_setup_context, mix_grad, plain_mix)
 differentiable_mix_backward = differentiable(
-    "mix_backward", run_mix_backward, mix_backward_setup_context, mix_backward_grad, formula_grads
+    "mix_backward", run_mix_backward, mix_backward_setup_context, mix_backward_grad, plain_grads
 )
 
 
